@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bytes of a device, as the rest of the package sees them: guarded, bounded, with cache maintenance.
+
+Whoever maps a device (or a test, its stand-in) hands the mapping over as a memoryview and keeps owning it.
+"""
+
+from typing import TYPE_CHECKING
+
+from famfs_server.dax import cacheline
+from famfs_server.errors import DeviceFaultError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+def _fault(verb: str, offset: int, length: int) -> DeviceFaultError:
+    return DeviceFaultError(
+        f"cannot {verb} {length} bytes at offset {offset:#x} of the device: the memory is poisoned, "
+        "truncated or no longer bound; see the kernel log"
+    )
+
+
+class Memory:
+    """The memory of one device. Offsets and lengths are in bytes.
+
+    Every method raises ValueError for a range outside of the memory and DeviceFaultError, naming the
+    range, for memory that cannot be accessed. Stores into read-only memory raise BufferError.
+    """
+
+    def __init__(self, view: memoryview, *, flush: bool = True) -> None:
+        """Take `view`, the whole device as plain bytes (format `B`), otherwise ValueError.
+
+        `flush` False leaves the cache alone: right where all users of the memory share one coherent
+        cache, as with an emulated device.
+        """
+        if view.format != "B" or view.ndim != 1 or not view.c_contiguous:
+            raise ValueError("a memory is a contiguous view of plain bytes")
+        #: The bytes themselves, for system calls that copy file data; touching them is not guarded.
+        self.view = view
+        self.size = view.nbytes
+        self.writable = not view.readonly
+        #: How lines are written back (docs/format.md 5.4); `none` when they are not.
+        self.mechanism = cacheline.MECHANISM if flush else "none"
+        self._flush = flush
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A copy of a range, as this host's cache has it."""
+        try:
+            return cacheline.copy_from(self.view, offset, length)
+        except OSError as error:
+            raise _fault("read", offset, length) from error
+
+    def read_fresh(self, offset: int, length: int) -> bytes:
+        """A copy of a range as memory has it now, for what another host may have written."""
+        self.invalidate(offset, length)
+        return self.read(offset, length)
+
+    def write(self, offset: int, data: "ReadableBuffer") -> None:
+        """Store `data`. After a fault part of it may have been stored."""
+        source = memoryview(data)
+        try:
+            cacheline.copy_into(self.view, offset, source, 0, source.nbytes)
+        except OSError as error:
+            raise _fault("write", offset, source.nbytes) from error
+
+    def store_u64(self, offset: int, value: int) -> None:
+        """Store `value` in 8 aligned bytes, little-endian; other readers see all of it or nothing."""
+        try:
+            cacheline.store_u64(self.view, offset, value)
+        except OSError as error:
+            raise _fault("write", offset, 8) from error
+
+    def write_back(self, offset: int, length: int) -> None:
+        """Begin to write the cache lines of a range to memory; done after `fence`."""
+        if self._flush:
+            try:
+                cacheline.write_back(self.view, offset, length)
+            except OSError as error:
+                raise _fault("write back", offset, length) from error
+
+    def invalidate(self, offset: int, length: int) -> None:
+        """Drop the cache lines of a range, so that later reads see what other hosts have written."""
+        if self._flush:
+            try:
+                cacheline.invalidate(self.view, offset, length)
+            except OSError as error:
+                raise _fault("invalidate", offset, length) from error
+
+    def fence(self) -> None:
+        """Complete earlier stores and write-backs before any later one."""
+        if self._flush:
+            cacheline.fence()
+
+    def close(self) -> None:
+        """Let go of the view, so that its owner can unmap. Any use afterwards raises ValueError."""
+        self.view.release()

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What sysfs tells about a dax device: driver, size, alignment (docs/devices.md)."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from famfs_server.errors import DeviceError
+
+SYSFS = Path("/sys")
+
+
+@dataclass(frozen=True, slots=True)
+class DaxAttributes:
+    """The facts of one dax device. `size` and `align` in bytes; `driver` is empty when none is bound."""
+
+    name: str
+    directory: Path
+    driver: str
+    size: int
+    align: int
+
+
+def attributes(device_number: int, path: str, sysfs: Path = SYSFS) -> DaxAttributes:
+    """The attributes of the character device with number `device_number`.
+
+    Raises DeviceError when it is not a dax device: handing the kernel another character device as one
+    damages its bookkeeping (findings 2.h).
+    """
+    node = sysfs / "dev" / "char" / f"{os.major(device_number)}:{os.minor(device_number)}"
+    if _link_name(node / "subsystem") != "dax":
+        raise DeviceError(f"{path} is a character device but not a dax device")
+    directory = node.resolve()
+    try:
+        size = int((directory / "size").read_text())
+        align = int((directory / "align").read_text())
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"{path}: cannot read size and align in {directory}: {error}") from error
+    return DaxAttributes(directory.name, directory, _link_name(node / "driver"), size, align)
+
+
+def _link_name(link: Path) -> str:
+    try:
+        return os.path.basename(os.readlink(link))
+    except OSError:
+        return ""

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The metadata log: its header and its entries, decoded, checked and built (docs/format.md 1.3, 1.4, 5)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import numpy as np
+
+from famfs_server.errors import MediaError, NameTooLongError, PathError
+from famfs_server.omf import layout
+from famfs_server.omf.layout import EntryType, ExtentType
+
+
+@dataclass(frozen=True, slots=True)
+class LogHeader:
+    """The decoded log header. The two counters are not covered by the checksum."""
+
+    length: int
+    last_index: int
+    next_seqnum: int
+    next_index: int
+    crc: int
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another entry (format 5.2)."""
+        return self.next_index > self.last_index
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of bytes on one device (format 1.4.1)."""
+
+    device: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fmap:
+    """Where a file's bytes are. `chunk_size` 0 means simple extents one behind the other; otherwise the extents are
+    strips that take turns in chunks of that many bytes (format 6.4)."""
+
+    extents: tuple[Extent, ...]
+    chunk_size: int = 0
+
+
+def decode_header(data: bytes, log_length: int) -> LogHeader:
+    """The log header in the 48 bytes of `data`, checked against a log of `log_length` bytes.
+
+    Raises MediaError when the header is invalid, when its counters leave the log, or when its last index is the one
+    that another entry size would have (format 5.3, 10.9; a smaller one than the natural one is accepted).
+    """
+    record = np.frombuffer(data, layout.LOG_HEADER, count=1)[0]
+    if int(record["famfs_log_magic"]) != layout.LOG_MAGIC:
+        raise MediaError("the log header has no famfs magic number; the file system must be made anew")
+    crc = int(record["famfs_log_crc"])
+    if layout.crc(data[: layout.LOG_HEADER_CRC_SPAN]) != crc:
+        raise MediaError("the log header's checksum is wrong; the file system must be made anew")
+    length, last_index = int(record["famfs_log_len"]), int(record["famfs_log_last_index"])
+    if length != log_length:
+        raise MediaError(f"the log header says {length} bytes of log, the superblock {log_length}")
+    check_last_index(length, last_index)
+    next_index = int(record["famfs_log_next_index"])
+    if next_index > last_index + 1:
+        raise MediaError(f"the log claims {next_index} entries but has room for {last_index + 1}")
+    return LogHeader(length, last_index, int(record["famfs_log_next_seqnum"]), next_index, crc)
+
+
+def check_last_index(log_length: int, last_index: int) -> None:
+    """Raise MediaError when `last_index` cannot be right for entries of 544 bytes (format 10.9)."""
+    natural = layout.natural_last_index(log_length)
+    if last_index == natural:
+        return
+    for size in layout.FOREIGN_ENTRY_SIZES:
+        if last_index == layout.natural_last_index(log_length, size):
+            raise MediaError(f"the log has entries of {size} bytes, an older format that cannot be read")
+    if last_index > natural:
+        raise MediaError(f"the log's last index {last_index} lies beyond its end ({natural})")
+
+
+def build_header(log_length: int, last_index: int | None = None) -> bytes:
+    """The 48 bytes of an empty log's header."""
+    record = np.zeros(1, layout.LOG_HEADER)
+    row = record[0]
+    row["famfs_log_magic"] = layout.LOG_MAGIC
+    row["famfs_log_len"] = log_length
+    row["famfs_log_last_index"] = layout.natural_last_index(log_length) if last_index is None else last_index
+    row["famfs_log_crc"] = layout.crc(record.tobytes()[: layout.LOG_HEADER_CRC_SPAN])
+    return record.tobytes()
+
+
+def entry_is_valid(data: bytes, index: int) -> bool:
+    """Whether the 544 bytes of `data` are the entry that belongs at `index` (format 5.3)."""
+    stored = int.from_bytes(data[layout.LOG_ENTRY_CRC_SPAN : layout.LOG_ENTRY_SIZE], "little")
+    return int.from_bytes(data[:8], "little") == index and layout.crc(data[: layout.LOG_ENTRY_CRC_SPAN]) == stored
+
+
+def encode_path(path: str | bytes) -> bytes:
+    """A normalised relative path as stored. Raises NameTooLongError beyond 79 bytes, never truncates."""
+    raw = path.encode("utf-8", "surrogateescape") if isinstance(path, str) else path
+    if not raw or b"\0" in raw:
+        raise PathError("a path must not be empty or contain a NUL byte")
+    if len(raw) > layout.MAX_PATH:
+        raise NameTooLongError(
+            f"the path has {len(raw)} bytes; famfs stores at most {layout.MAX_PATH} below the mount point"
+        )
+    return raw
+
+
+def build_file(index: int, path: str | bytes, *, size: int, mode: int, uid: int, gid: int, fmap: Fmap) -> bytes:
+    """The 544 bytes of a FILE entry. `size` in bytes, `mode` permission bits only."""
+    record = _blank(index, EntryType.FILE)
+    meta = record[0]["file"]
+    meta["fm_size"] = size
+    meta["fm_flags"] = layout.FILE_FLAG_ALL_HOSTS_RW
+    meta["fm_uid"], meta["fm_gid"], meta["fm_mode"] = uid, gid, mode & 0o7777
+    meta["fm_relpath"] = np.void(encode_path(path).ljust(layout.PATH_FIELD, b"\0"))
+    stored = meta["fm_fmap"]
+    triples = [(extent.device, extent.offset, extent.length) for extent in fmap.extents]
+    if fmap.chunk_size:
+        stored["fmap_ext_type"] = ExtentType.INTERLEAVED
+        stored["fmap_nextents"] = 1
+        striped = stored["ie"][0]
+        striped["ie_nstrips"] = len(triples)
+        striped["ie_chunk_size"] = fmap.chunk_size
+        striped["ie_strips"][: len(triples)] = triples
+    else:
+        stored["fmap_nextents"] = len(triples)
+        stored["se"][: len(triples)] = triples
+    return _sealed(record)
+
+
+def build_mkdir(index: int, path: str | bytes, *, mode: int, uid: int, gid: int) -> bytes:
+    """The 544 bytes of a MKDIR entry."""
+    record = _blank(index, EntryType.MKDIR)
+    meta = record[0]["mkdir"]
+    meta["md_uid"], meta["md_gid"], meta["md_mode"] = uid, gid, mode & 0o7777
+    meta["md_relpath"] = np.void(encode_path(path).ljust(layout.PATH_FIELD, b"\0"))
+    return _sealed(record)
+
+
+def build_add_daxdev(index: int, *, device: int, size: int, uuid: UUID) -> bytes:
+    """The 544 bytes of an ADD_DAXDEV entry for device number `device`."""
+    record = _blank(index, EntryType.ADD_DAXDEV)
+    meta = record[0]["add_daxdev"]
+    meta["dd_size"], meta["dd_index"] = size, device
+    meta["dd_uuid"] = np.void(uuid.bytes)
+    return _sealed(record)
+
+
+def _blank(index: int, kind: EntryType) -> np.ndarray:
+    record = np.zeros(1, layout.LOG_ENTRY)
+    record[0]["seqnum"] = index
+    record[0]["type"] = kind
+    return record
+
+
+def _sealed(record: np.ndarray) -> bytes:
+    record[0]["crc"] = layout.crc(record.tobytes()[: layout.LOG_ENTRY_CRC_SPAN])
+    return record.tobytes()
+
+
+def decode_fmap(stored: np.void) -> Fmap:
+    """The extents of one FILE entry's fmap. Counts beyond the arrays are cut; `volume.replay` refuses them before."""
+    if int(stored["fmap_ext_type"]) == ExtentType.INTERLEAVED:
+        striped = stored["ie"][0]
+        count = min(int(striped["ie_nstrips"]), layout.MAX_STRIPS)
+        return Fmap(_extents(striped["ie_strips"][:count].tolist()), int(striped["ie_chunk_size"]))
+    count = min(int(stored["fmap_nextents"]), layout.MAX_SIMPLE_EXTENTS)
+    return Fmap(_extents(stored["se"][:count].tolist()))
+
+
+def _extents(triples: Sequence[tuple[int, int, int]]) -> tuple[Extent, ...]:
+    return tuple(Extent(*triple) for triple in triples)

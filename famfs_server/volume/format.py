@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making and unmaking a file system: what mkfs decides before it writes, and then writes (docs/format.md 4)."""
+
+from uuid import UUID, uuid4
+
+from famfs_server.errors import DeviceError, ExistsError, MediaError, RoleError, UsageError
+from famfs_server.omf import append, layout, superblock
+from famfs_server.omf.superblock import SuperblockState
+from famfs_server.volume.volume import DeviceMemory
+
+
+def check_log_length(length: int) -> None:
+    """Raise UsageError for a length that no log may have; before any device is touched (format 4.2.1)."""
+    if not superblock.is_log_length(length):
+        raise UsageError(f"invalid log length ({length}): it must be a power of two of at least 8 MiB")
+
+
+def kill(memory: DeviceMemory) -> None:
+    """Make the superblock invalid, whatever it is (format 4.2.4)."""
+    append.run(append.kill_steps(), memory)
+
+
+def check_overwrite(memory: DeviceMemory, device: str, host: UUID | None, *, force: bool) -> None:
+    """Decide whether mkfs may write here, in the order of format 4.2 (5, size, 6).
+
+    Unlike the reference, a superblock with a wrong checksum also needs force: it may be all that is left of somebody's
+    data. Raises RoleError, DeviceError or ExistsError.
+    """
+    found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize))
+    valid = found.state is SuperblockState.VALID and found.superblock is not None
+    if not force and valid and found.superblock is not None and found.superblock.system_uuid != host:
+        raise RoleError(
+            f"Device {device} has a superblock owned by another host. Run mkfs.famfs there, or use -f to take it over"
+        )
+    if memory.size < layout.MIN_DEVICE_SIZE:
+        raise DeviceError(f"{device}: unsupported memory device size (<4GiB): {memory.size} bytes")
+    if not force and found.state is not SuperblockState.ABSENT:
+        detail = "" if valid else f" ({found.problem.split(';')[0]})"
+        raise ExistsError(f"Device {device} already has a famfs superblock{detail}; use -f to overwrite it")
+
+
+def make_filesystem(
+    memory: DeviceMemory,
+    device: str,
+    host: UUID,
+    *,
+    log_length: int,
+    uuid: UUID | None = None,
+    device_uuid: UUID | None = None,
+) -> None:
+    """Write an empty file system owned by `host`. The data area is never touched."""
+    check_log_length(log_length)
+    if layout.LOG_OFFSET + log_length >= memory.size:
+        raise UsageError(f"a log of {log_length} bytes leaves no room on a device of {memory.size} bytes")
+    steps = append.format_steps(
+        uuid=uuid or uuid4(),
+        device_uuid=device_uuid or uuid4(),
+        system_uuid=host,
+        log_length=log_length,
+        device_size=memory.size,
+        device_path=device,
+    )
+    append.run(steps, memory)
+    if not superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize)).superblock:
+        raise MediaError(f"{device}: what was written did not stay; the device is not writable")

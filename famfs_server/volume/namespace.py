@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tree of names and attributes, as columns in one shared memory file.
+
+A nodeid is a pure function of the log index, and it is also the row in every column. The log's capacity bounds the
+number of rows, so each column is laid out at its full length in a sparse memfd: nothing ever moves, pages that no entry
+has reached cost nothing, and another process that maps the same memfd sees the same tree at once. That is how a
+successor takes over without replaying the log.
+
+One thread at a time inserts (the volume's lock); any thread looks up without a lock: a row's columns are filled before
+its slot in the name index makes it reachable, and rows never go away.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator
+from stat import S_IFDIR, S_IFREG, S_ISDIR
+from typing import Literal
+
+import numpy as np
+
+from famfs_server.omf import layout
+from famfs_server.omf.log import Extent, Fmap
+from famfs_server.volume.faults import Fault
+
+ROOT = 1
+META = 2
+META_SUPERBLOCK = 3
+META_LOG = 4
+FIRST_NODEID = 16
+"""The nodeid of log entry 0; below it are the root and `.meta`."""
+
+META_NAME = b".meta"
+_SPREAD = 0x9E3779B1
+_HEADER_WORDS = 8
+_PUBLISHED, _NAMES_USED, _EXTENTS_USED = range(3)
+
+EXTENT = np.dtype([("device", "<u4"), ("reserved", "<u4"), ("offset", "<u8"), ("length", "<u8")])
+"""Laid out like the kernel's simple extent (protocol 1.3), so that a map is a copy of rows."""
+
+
+def nodeid_of(index: int) -> int:
+    """The nodeid of log entry `index`; the same on every host and after every restart."""
+    return index + FIRST_NODEID
+
+
+def index_of(nodeid: int) -> int:
+    """The log index of a node that the log made."""
+    return nodeid - FIRST_NODEID
+
+
+class Namespace:
+    """The tree of one volume. Sizes are in bytes; names are bytes, as on the media."""
+
+    def __init__(self, fd: int, capacity: int) -> None:
+        """Map the columns in the memfd `fd`, made by `create` for a log of `capacity` entries."""
+        rows = capacity + FIRST_NODEID
+        slots = 1 << (2 * rows - 1).bit_length()
+        plan: list[tuple[str, Literal["Q", "I", "B"], int]] = [
+            ("header", "Q", _HEADER_WORDS),
+            ("size", "Q", rows),
+            ("chunk", "Q", rows),
+            ("name_offset", "Q", rows),
+            ("atime", "Q", rows),
+            ("mtime", "Q", rows),
+            ("ctime", "Q", rows),
+            ("mode", "I", rows),
+            ("uid", "I", rows),
+            ("gid", "I", rows),
+            ("parent", "I", rows),
+            ("next_sibling", "I", rows),
+            ("first_child", "I", rows),
+            ("last_child", "I", rows),
+            ("extent_start", "I", rows),
+            ("slots", "I", slots),
+            ("extent_count", "B", rows),
+            ("name_length", "B", rows),
+            ("fault", "B", rows),
+        ]
+        offsets: dict[str, int] = {}
+        end = 0
+        for name, code, count in plan:
+            offsets[name] = end
+            end += -(-count * np.dtype(code).itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+        extents_at = end
+        extent_rows = rows * layout.MAX_STRIPS
+        end += -(-extent_rows * EXTENT.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._names_at = end
+        end += rows * layout.PATH_FIELD
+        if os.fstat(fd).st_size == 0:
+            os.ftruncate(fd, end)
+        self.fd = fd
+        self.capacity = capacity
+        self._map = mmap.mmap(fd, end)
+        whole = memoryview(self._map)
+
+        def column(name: str) -> memoryview:
+            _, code, count = next(row for row in plan if row[0] == name)
+            start = offsets[name]
+            return whole[start : start + count * np.dtype(code).itemsize].cast(code)
+
+        self._header = column("header")
+        self.size = column("size")
+        self.chunk = column("chunk")
+        self.name_offset = column("name_offset")
+        self.atime, self.mtime, self.ctime = column("atime"), column("mtime"), column("ctime")
+        self.mode, self.uid, self.gid = column("mode"), column("uid"), column("gid")
+        self.parent = column("parent")
+        self.next_sibling = column("next_sibling")
+        self.first_child = column("first_child")
+        self.last_child = column("last_child")
+        self.extent_start = column("extent_start")
+        self.extent_count = column("extent_count")
+        self.name_length = column("name_length")
+        self.fault = column("fault")
+        self._slots = column("slots")
+        self._mask = slots - 1
+        self.extents = np.frombuffer(self._map, EXTENT, count=extent_rows, offset=extents_at)
+
+    @classmethod
+    def create(cls, capacity: int, log_length: int) -> "Namespace":
+        """A tree with the root and `.meta` alone, for a log of `log_length` bytes with room for `capacity` entries."""
+        namespace = cls(os.memfd_create("famfs-namespace", os.MFD_CLOEXEC), capacity)
+        namespace._header[_PUBLISHED] = FIRST_NODEID
+        namespace.mode[ROOT] = S_IFDIR | 0o755
+        namespace.parent[ROOT] = ROOT
+        namespace.mode[META] = S_IFDIR | 0o755
+        namespace.attach(META, ROOT, META_NAME)
+        for nodeid, name, offset, length in (
+            (META_SUPERBLOCK, b".superblock", layout.SUPERBLOCK_OFFSET, layout.SUPERBLOCK_REGION),
+            (META_LOG, b".log", layout.LOG_OFFSET, log_length),
+        ):
+            namespace.mode[nodeid] = S_IFREG | 0o444
+            namespace.size[nodeid] = length
+            namespace.set_fmap(nodeid, Fmap((Extent(0, offset, length),)))
+            namespace.attach(nodeid, META, name)
+        return namespace
+
+    def close(self) -> None:
+        """Let go of the memfd. Columns must not be used afterwards."""
+        os.close(self.fd)
+
+    @property
+    def published(self) -> int:
+        """One more than the highest nodeid that the log has reached so far, visible or skipped."""
+        return self._header[_PUBLISHED]
+
+    @property
+    def replayed(self) -> int:
+        """The number of log entries that the tree holds the outcome of."""
+        return self._header[_PUBLISHED] - FIRST_NODEID
+
+    def publish(self, nodeid: int) -> None:
+        """Say that every entry below `nodeid` has been dealt with."""
+        self._header[_PUBLISHED] = nodeid
+
+    # -- looking up -----------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> int:
+        """The nodeid of `name` in directory `parent`, or 0."""
+        slots, parents = self._slots, self.parent
+        slot = (hash(name) ^ parent * _SPREAD) & self._mask
+        while node := slots[slot]:
+            if parents[node] == parent:
+                start = self.name_offset[node]
+                if self._map[start : start + self.name_length[node]] == name:
+                    return node
+            slot = (slot + 1) & self._mask
+        return 0
+
+    def resolve(self, path: bytes) -> int:
+        """The nodeid of a normalised path relative to the root, or 0."""
+        node = ROOT
+        if path:
+            for name in path.split(b"/"):
+                node = self.lookup(node, name)
+                if not node:
+                    return 0
+        return node
+
+    def exists(self, nodeid: int) -> bool:
+        """Whether `nodeid` names a visible file or directory."""
+        return 0 < nodeid < self._header[_PUBLISHED] and self.mode[nodeid] != 0
+
+    def is_directory(self, nodeid: int) -> bool:
+        """Whether the node is a directory."""
+        return S_ISDIR(self.mode[nodeid])
+
+    def name(self, nodeid: int) -> bytes:
+        """The last component of the node's path; empty for the root."""
+        start = self.name_offset[nodeid]
+        return self._map[start : start + self.name_length[nodeid]]
+
+    def path(self, nodeid: int) -> bytes:
+        """The node's path relative to the root; empty for the root."""
+        names = []
+        while nodeid != ROOT:
+            names.append(self.name(nodeid))
+            nodeid = self.parent[nodeid]
+        return b"/".join(reversed(names))
+
+    def children(self, directory: int, after: int = 0) -> Iterator[int]:
+        """The nodeids of a directory's children in log order, beginning behind child `after`."""
+        node = self.next_sibling[after] if after else self.first_child[directory]
+        while node:
+            yield node
+            node = self.next_sibling[node]
+
+    def walk(self) -> Iterator[int]:
+        """Every node that the log made and that is visible, in log order."""
+        mode = self.mode
+        return (nodeid for nodeid in range(FIRST_NODEID, self.published) if mode[nodeid])
+
+    def fmap(self, nodeid: int) -> Fmap:
+        """Where the file's bytes are."""
+        start = self.extent_start[nodeid]
+        rows = self.extents[start : start + self.extent_count[nodeid]].tolist()
+        return Fmap(tuple(Extent(d, o, n) for d, _, o, n in rows), self.chunk[nodeid])
+
+    # -- growing (under the volume's lock) ------------------------------------------------------
+
+    def set_fmap(self, nodeid: int, fmap: Fmap) -> None:
+        """Store the extents of a file that is not reachable yet."""
+        start = self.reserve_extents(len(fmap.extents))
+        for row, extent in enumerate(fmap.extents, start):
+            self.extents[row] = (extent.device, 0, extent.offset, extent.length)
+        self.extent_start[nodeid] = start
+        self.extent_count[nodeid] = len(fmap.extents)
+        self.chunk[nodeid] = fmap.chunk_size
+
+    def reserve_extents(self, count: int) -> int:
+        """Room for `count` more extents; the first row of it."""
+        start = self._header[_EXTENTS_USED]
+        self._header[_EXTENTS_USED] = start + count
+        return int(start)
+
+    def store_names(self, data: bytes) -> int:
+        """Append name bytes; the offset at which they lie."""
+        used = self._header[_NAMES_USED]
+        start: int = self._names_at + used
+        self._map[start : start + len(data)] = data
+        self._header[_NAMES_USED] = used + len(data)
+        return start
+
+    def attach(self, nodeid: int, parent: int, name: bytes) -> bool:
+        """Make a node, all of whose other columns are set, reachable as `name` in `parent`; False if that exists."""
+        self.name_offset[nodeid] = self.store_names(name)
+        self.name_length[nodeid] = len(name)
+        return self.link(nodeid, parent, name)
+
+    def link(self, nodeid: int, parent: int, name: bytes) -> bool:
+        """The last step of `attach`, for callers that have stored the name already."""
+        slots, parents, mask = self._slots, self.parent, self._mask
+        slot = (hash(name) ^ parent * _SPREAD) & mask
+        while node := slots[slot]:
+            if parents[node] == parent:
+                start = self.name_offset[node]
+                if self._map[start : start + self.name_length[node]] == name:
+                    return False
+            slot = (slot + 1) & mask
+        parents[nodeid] = parent
+        last = self.last_child[parent]
+        if last:
+            self.next_sibling[last] = nodeid
+        else:
+            self.first_child[parent] = nodeid
+        self.last_child[parent] = nodeid
+        slots[slot] = nodeid
+        return True
+
+    def skip(self, nodeid: int, fault: Fault) -> None:
+        """Record that the entry of `nodeid` is not shown, and why."""
+        self.mode[nodeid] = 0
+        self.fault[nodeid] = fault
+
+    def faults(self) -> dict[Fault, list[int]]:
+        """The log indexes of skipped entries, by reason."""
+        column = np.frombuffer(self.fault, np.uint8)[FIRST_NODEID : self.published]
+        found: dict[Fault, list[int]] = {}
+        for index in np.flatnonzero(column).tolist():
+            found.setdefault(Fault(int(column[index])), []).append(index)
+        return found

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Free and used space of the devices, and the allocator (docs/format.md 6, 10.15 to 10.22).
+
+Free space is kept as runs, not as a bitmap: memory grows with fragmentation, never with the device, and a volume with a
+million files is one run. A run is keyed by its end, so that taking space from its front changes a value and no key.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+from sortedcontainers import SortedDict
+
+from famfs_server.errors import NoSpaceError, UsageError
+from famfs_server.omf import layout
+from famfs_server.omf.log import Extent, Fmap
+
+
+class FreeRuns:
+    """The free space between two offsets of one device, in bytes."""
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = max(start, end)
+        self.free = self.end - start
+        self._runs: SortedDict[int, int] = SortedDict()
+        if self.free:
+            self._runs[self.end] = start
+
+    @classmethod
+    def between(cls, start: int, end: int, used: NDArray[np.uint64]) -> "FreeRuns":
+        """What `used`, a sorted array of disjoint (start, end) rows inside [start, end), leaves free."""
+        runs = cls(start, end)
+        if len(used):
+            starts = np.concatenate((np.array([start], np.uint64), used[:, 1]))
+            ends = np.concatenate((used[:, 0], np.array([runs.end], np.uint64)))
+            gaps = ends > starts
+            runs._runs = SortedDict(zip(ends[gaps].tolist(), starts[gaps].tolist(), strict=True))
+            runs.free = int((ends[gaps] - starts[gaps]).sum())
+        return runs
+
+    def copy(self) -> "FreeRuns":
+        """An independent copy."""
+        twin = FreeRuns(self.start, self.start)
+        twin.end, twin.free, twin._runs = self.end, self.free, SortedDict(self._runs)
+        return twin
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """The free runs as (start, end), ascending."""
+        return ((start, end) for end, start in self._runs.items())
+
+    def claim(self, start: int, length: int) -> bool:
+        """Take [start, start + length) if all of it is free, and say whether it was."""
+        end = start + length
+        at = self._runs.bisect_right(start)
+        if at == len(self._runs):
+            return False
+        run_end, run_start = self._runs.peekitem(at)
+        if run_start > start or end > run_end:
+            return False
+        self._carve(run_start, run_end, start, end)
+        return True
+
+    def occupy(self, start: int, length: int) -> None:
+        """Take whatever is still free of [start, start + length)."""
+        end = start + length
+        while True:
+            at = self._runs.bisect_right(start)
+            if at == len(self._runs):
+                return
+            run_end, run_start = self._runs.peekitem(at)
+            if run_start >= end:
+                return
+            self._carve(run_start, run_end, max(start, run_start), min(end, run_end))
+
+    def release(self, start: int, length: int) -> None:
+        """Give back a range that was claimed."""
+        end = start + length
+        at = self._runs.bisect_right(end)
+        if at < len(self._runs):
+            next_end, next_start = self._runs.peekitem(at)
+            if next_start == end:
+                del self._runs[next_end]
+                end = next_end
+        if start in self._runs:
+            start = self._runs.pop(start)
+        self._runs[end] = start
+        self.free += length
+
+    def first_fit(self, length: int, start: int, end: int) -> int | None:
+        """The lowest offset in [start, end) at which `length` bytes are free, or nothing."""
+        for run_end in self._runs.irange(start + 1):
+            at: int = max(self._runs[run_end], start)
+            if at + length > end:
+                return None
+            if at + length <= run_end:
+                return at
+        return None
+
+    @property
+    def largest(self) -> int:
+        """The length of the longest free run."""
+        return max((end - start for start, end in self), default=0)
+
+    def _carve(self, run_start: int, run_end: int, start: int, end: int) -> None:
+        if end == run_end:
+            del self._runs[run_end]
+        else:
+            self._runs[run_end] = end
+        if start > run_start:
+            self._runs[start] = run_start
+        self.free -= end - start
+
+
+@dataclass(frozen=True, slots=True)
+class Interleave:
+    """How to stripe a file: buckets of the device to choose from, strips to use, bytes of a chunk (format 6.3)."""
+
+    buckets: int
+    strips: int
+    chunk_size: int = layout.ALLOC_UNIT
+
+    def check(self, device_size: int, alloc_unit: int) -> None:
+        """Raise UsageError for what the format's rules or a sane allocation refuse (format 6.3, 10.18)."""
+        if not 1 <= self.buckets <= layout.MAX_BUCKETS:
+            raise UsageError(f"the number of buckets must be 1 to {layout.MAX_BUCKETS}, not {self.buckets}")
+        if not 1 <= self.strips <= layout.MAX_STRIPS:
+            raise UsageError(f"the number of strips must be 1 to {layout.MAX_STRIPS}, not {self.strips}")
+        if self.strips > self.buckets:
+            raise UsageError(f"{self.strips} strips need as many buckets, not {self.buckets}")
+        if not is_chunk_size(self.chunk_size, alloc_unit):
+            raise UsageError(f"the chunk size {self.chunk_size} is not a power of two and a multiple of {alloc_unit}")
+        if device_size // self.buckets < layout.MIN_BUCKET_SIZE:
+            raise UsageError(f"{self.buckets} buckets on a device of {device_size} bytes are smaller than 1 GiB each")
+
+
+def is_chunk_size(chunk_size: int, alloc_unit: int) -> bool:
+    """Whether files may be striped in chunks of that many bytes (format 1.6)."""
+    return chunk_size > 0 and chunk_size & (chunk_size - 1) == 0 and chunk_size % alloc_unit == 0
+
+
+class Space:
+    """The space of all devices of a volume.
+
+    Two views are kept: what visible files own decides whether a later entry overlaps; what any entry in bounds names,
+    visible or skipped, is never handed out again, so that data behind a damaged entry survives.
+    """
+
+    def __init__(self, log_end: int, device_size: int, alloc_unit: int, *, seed: int | None = None) -> None:
+        self.alloc_unit = alloc_unit
+        self.sizes = [device_size]
+        self.log_end = log_end
+        self._owned = [self._blank(0)]
+        self._usable = self._owned
+        self._cursor = 0
+        self._random = Random(seed)
+
+    def _blank(self, device: int) -> FreeRuns:
+        # The last unit is left alone where it is not a whole one (format 10.17).
+        whole = self.sizes[device] // self.alloc_unit * self.alloc_unit
+        return FreeRuns(self.log_end if device == 0 else 0, whole)
+
+    def add_device(self, size: int) -> None:
+        """A further device of `size` bytes, numbered in the order of calls."""
+        self.sizes.append(size)
+        separate = self._usable is not self._owned
+        self._owned.append(self._blank(len(self.sizes) - 1))
+        if separate:
+            self._usable.append(self._blank(len(self.sizes) - 1))
+
+    def load(self, extents: NDArray[np.void]) -> bool:
+        """Own all of `extents` (namespace rows) at once, if they are disjoint; otherwise change nothing, say False."""
+        loaded = []
+        for device in range(len(self.sizes)):
+            rows = extents[extents["device"] == device]
+            rows = rows[np.argsort(rows["offset"], kind="stable")]
+            spans = np.stack((rows["offset"], rows["offset"] + rows["length"]), axis=1)
+            if len(spans) > 1 and bool((spans[1:, 0] < spans[:-1, 1]).any()):
+                return False
+            blank = self._blank(device)
+            loaded.append(FreeRuns.between(blank.start, blank.end, spans))
+        self._owned = loaded
+        self._usable = loaded
+        return True
+
+    def own(self, extents: Iterable[Extent]) -> bool:
+        """Give `extents` to a visible file unless one of them is owned already, and say whether it worked."""
+        done: list[Extent] = []
+        for extent in extents:
+            if not self._owned[extent.device].claim(extent.offset, extent.length):
+                for taken in done:
+                    self._owned[taken.device].release(taken.offset, taken.length)
+                return False
+            done.append(extent)
+        if self._usable is not self._owned:
+            for extent in done:
+                self._usable[extent.device].occupy(extent.offset, extent.length)
+        return True
+
+    def reserve(self, device: int, offset: int, length: int) -> None:
+        """Never hand out a range that a skipped entry names; what lies within the devices counts."""
+        if self._usable is self._owned:
+            self._usable = [runs.copy() for runs in self._owned]
+        if device < len(self._usable):
+            runs = self._usable[device]
+            if runs.start <= offset < runs.end:
+                runs.occupy(offset, min(length, runs.end - offset))
+
+    @property
+    def free(self) -> int:
+        """Bytes that can still be allocated."""
+        return sum(runs.free for runs in self._usable)
+
+    @property
+    def allocated(self) -> int:
+        """Bytes in whole units that are not free, superblock and log included."""
+        return sum(runs.end - runs.free for runs in self._usable)
+
+    def free_runs(self, device: int) -> Iterator[tuple[int, int]]:
+        """The allocatable (start, end) runs of one device."""
+        return iter(self._usable[device])
+
+    def allocate(self, size: int, interleave: Interleave | None = None) -> Fmap:
+        """Space for a file of `size` bytes; it is owned at once.
+
+        Files shorter than a chunk are not striped (format 6.4). Raises NoSpaceError, having changed nothing.
+        """
+        if interleave is not None:
+            interleave.check(self.sizes[0], self.alloc_unit)
+            if size >= interleave.chunk_size:
+                return self._allocate_strips(size, interleave)
+        return Fmap((self._allocate_run(size),))
+
+    def free_again(self, fmap: Fmap) -> None:
+        """Give back what `allocate` gave, when the entry did not reach the log."""
+        for extent in fmap.extents:
+            self._owned[extent.device].release(extent.offset, extent.length)
+            if self._usable is not self._owned:
+                self._usable[extent.device].release(extent.offset, extent.length)
+
+    def _allocate_run(self, size: int) -> Extent:
+        # Lengths are rounded up to 2 MiB even where the unit is 4096, as every writer does (format 6.2).
+        length = -(-size // layout.ALLOC_UNIT) * layout.ALLOC_UNIT
+        runs = self._usable[0]
+        at = runs.first_fit(length, self._cursor, runs.end)
+        if at is None and self._cursor:
+            at = runs.first_fit(length, 0, runs.end)
+        if at is None:
+            raise NoSpaceError(
+                f"no free run of {length} bytes: {self.free} bytes are free, the longest run has {runs.largest}; "
+                "famfs gets space back only by a new mkfs.famfs"
+            )
+        extent = Extent(0, at, length)
+        self.own((extent,))
+        self._cursor = at + length
+        return extent
+
+    def _allocate_strips(self, size: int, interleave: Interleave) -> Fmap:
+        runs = self._usable[0]
+        chunks = -(-size // interleave.chunk_size)
+        length = -(-chunks // interleave.strips) * interleave.chunk_size
+        units = self.sizes[0] // self.alloc_unit // interleave.buckets
+        bucket = units * self.alloc_unit
+        strips: list[Extent] = []
+        for number in self._random.sample(range(interleave.buckets), interleave.buckets):
+            at = runs.first_fit(length, number * bucket, (number + 1) * bucket)
+            if at is not None:
+                strips.append(Extent(0, at, length))
+                if len(strips) == interleave.strips:
+                    self.own(strips)
+                    return Fmap(tuple(strips), interleave.chunk_size)
+        raise NoSpaceError(
+            f"only {len(strips)} of {interleave.buckets} buckets have {length} bytes free, "
+            f"{interleave.strips} are needed"
+        )

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A famfs file system as one object: superblock, log, namespace, space, and the memory of its devices."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from stat import S_IFDIR, S_IFREG
+from typing import Protocol
+from uuid import UUID
+
+from famfs_server.errors import (
+    DeviceFaultError,
+    ExistsError,
+    LogFullError,
+    MediaError,
+    NoSuchPathError,
+    NotADirectoryPathError,
+    PathError,
+    RoleError,
+)
+from famfs_server.omf import append, layout, log, superblock
+from famfs_server.omf.log import Fmap
+from famfs_server.volume import fmap as fmap_arithmetic
+from famfs_server.volume import namespace as ns
+from famfs_server.volume.faults import Fault
+from famfs_server.volume.namespace import Namespace
+from famfs_server.volume.replay import BLOCK, Replay, Stop, normalise
+from famfs_server.volume.space import Interleave, Space
+
+_REFRESH_BLOCK = 256
+"""Entries replayed under one hold of the lock while the volume is in use: about a millisecond (decisions 6)."""
+
+
+class DeviceMemory(Protocol):
+    """What a volume needs of a device's memory; `dax.memory.Memory` is the real one."""
+
+    size: int
+    view: memoryview
+    writable: bool
+
+    def read(self, offset: int, length: int) -> bytes: ...
+    def read_fresh(self, offset: int, length: int) -> bytes: ...
+    def write(self, offset: int, data: bytes | memoryview) -> None: ...
+    def store_u64(self, offset: int, value: int) -> None: ...
+    def write_back(self, offset: int, length: int) -> None: ...
+    def invalidate(self, offset: int, length: int) -> None: ...
+    def fence(self) -> None: ...
+
+
+class Role(Enum):
+    """What this host may do with the volume (format 3)."""
+
+    MASTER = "master"
+    CLIENT = "client"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Figures of a volume, in bytes and counts."""
+
+    log_entries: int
+    log_capacity: int
+    files: int
+    directories: int
+    file_bytes: int
+    capacity: int
+    allocated: int
+    free: int
+    skipped: dict[Fault, int]
+    stop: Stop | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file to be made: a normalised path, its size in bytes, and its attributes."""
+
+    path: bytes
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    interleave: Interleave | None = None
+
+
+class Volume:
+    """One file system, opened. Lookups need no lock; `refresh` and everything that writes take the volume's own."""
+
+    def __init__(self, memory: DeviceMemory, host: UUID | None, device: str) -> None:
+        """Read and check superblock and log header of `memory`, and replay the log.
+
+        `host` None means that this host's UUID is unknown, which makes it a client. `device` is for messages.
+        Raises MediaError when there is no file system that can be used; single bad entries never do.
+        """
+        self.device = device
+        self.memories: list[DeviceMemory | None] = [memory]
+        self._memory = memory
+        self.superblock = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize)).require(device)
+        if layout.LOG_OFFSET + self.superblock.log_length > memory.size:
+            raise MediaError(f"{device}: the log ends beyond the device of {memory.size} bytes")
+        header = self._header()
+        self.role = Role.MASTER if host == self.superblock.system_uuid else Role.CLIENT
+        self.last_index = header.last_index
+        self.stop: Stop | None = None
+        self.foreign_writer = False
+        self._lock = threading.RLock()
+        self.namespace, self.space, self._replay = self._start(bulk=True)
+        self._load(header.next_index)
+
+    def _header(self) -> log.LogHeader:
+        try:
+            return log.decode_header(
+                self._memory.read_fresh(layout.LOG_OFFSET, layout.LOG_HEADER_SIZE), self.superblock.log_length
+            )
+        except MediaError as error:
+            raise MediaError(f"{self.device}: {error}") from error
+
+    def _start(self, *, bulk: bool) -> tuple[Namespace, Space, Replay]:
+        tree = Namespace.create(self.last_index + 1, self.superblock.log_length)
+        space = Space(
+            layout.LOG_OFFSET + self.superblock.log_length,
+            self.superblock.device_size,
+            self.superblock.alloc_unit,
+        )
+        return tree, space, Replay(tree, space, bulk=bulk)
+
+    def _load(self, end: int) -> None:
+        for stop in self._replay.run(self._memory, end):
+            self.stop = stop
+        if not self._replay.settle():
+            # Extents overlap: only a replay entry by entry tells which of them came first.
+            self.namespace.close()
+            self.namespace, self.space, self._replay = self._start(bulk=False)
+            for stop in self._replay.run(self._memory, end):
+                self.stop = stop
+
+    def close(self) -> None:
+        """Let go of the namespace. The devices' memory belongs to whoever mapped it."""
+        self.namespace.close()
+
+    # -- following the log ----------------------------------------------------------------------
+
+    def stale(self) -> bool:
+        """Whether the log in memory holds entries that the namespace does not know yet."""
+        raw = self._memory.read_fresh(layout.LOG_OFFSET + layout.NEXT_INDEX_OFFSET, 8)
+        return int.from_bytes(raw, "little") != self.namespace.replayed
+
+    def refresh(self) -> int:
+        """Replay what has been appended since, in short steps; the number of entries taken in.
+
+        A master sees entries that it did not write only when another one writes too; it stops writing then.
+        """
+        before = self.namespace.replayed
+        while self.stop is None:
+            with self._lock:
+                end = min(self._header().next_index, self.last_index + 1)
+                replayed = self.namespace.replayed
+                if end <= replayed:
+                    break
+                if self.role is Role.MASTER:
+                    self.foreign_writer = True
+                step = min(end, replayed + _REFRESH_BLOCK)
+                for stop in self._replay.run(self._memory, step, BLOCK):
+                    self.stop = stop
+        return self.namespace.replayed - before
+
+    # -- file data ------------------------------------------------------------------------------
+
+    def views(self, nodeid: int, offset: int, length: int) -> Iterator[memoryview]:
+        """The bytes [offset, offset + length) of a file, cut to its size, as views of device memory in file order.
+
+        Raises DeviceFaultError for a device that is not attached or too small. Touching a view is not guarded.
+        """
+        for memory, start, count in self._ranges(nodeid, offset, length):
+            yield memory.view[start : start + count]
+
+    def _ranges(self, nodeid: int, offset: int, length: int) -> Iterator[tuple[DeviceMemory, int, int]]:
+        length = min(length, self.namespace.size[nodeid] - offset)
+        for run in fmap_arithmetic.runs(self.namespace.fmap(nodeid), offset, length):
+            memory = self.memories[run.device] if run.device < len(self.memories) else None
+            if memory is None:
+                raise DeviceFaultError(f"device {run.device} of {self.device} is not attached")
+            if run.offset + run.length > memory.size:
+                raise DeviceFaultError(f"device {run.device} of {self.device} ends before the file's bytes")
+            yield memory, run.offset, run.length
+
+    def read(self, nodeid: int, offset: int, length: int) -> bytes:
+        """A copy of file bytes as memory has them now, shorter at the end of the file."""
+        return b"".join(
+            memory.read_fresh(start, count) for memory, start, count in self._ranges(nodeid, offset, length)
+        )
+
+    def write(self, nodeid: int, offset: int, data: memoryview) -> int:
+        """Store file bytes and write them back to memory before returning (decisions 11); the number stored, less
+        than asked for at the end of the file: sizes never change."""
+        done = 0
+        touched: list[tuple[DeviceMemory, int, int]] = []
+        for memory, start, count in self._ranges(nodeid, offset, len(data)):
+            memory.write(start, data[done : done + count])
+            memory.write_back(start, count)
+            touched.append((memory, start, count))
+            done += count
+        for memory, _, _ in touched:
+            memory.fence()
+        return done
+
+    def write_back(self, nodeid: int) -> None:
+        """Write a whole file's cache lines back to memory."""
+        ranges = list(self._ranges(nodeid, 0, self.namespace.size[nodeid]))
+        for memory, start, count in ranges:
+            memory.write_back(start, count)
+        for memory, _, _ in ranges:
+            memory.fence()
+
+    # -- creating (master only) -----------------------------------------------------------------
+
+    def create(self, new: NewFile) -> int:
+        """Allocate space for one file and log it; its nodeid. Raises the errors of `create_many`."""
+        return self.create_many([new])[0]
+
+    def create_many(self, files: Sequence[NewFile]) -> list[int]:
+        """Allocate space for `files` and log them together: all of them, or none and nothing changed.
+
+        Raises RoleError on a client or beside another writer, MediaError when the log is damaged, LogFullError,
+        NoSpaceError, and PathError (or a kind of it) for paths that exist or have no parent.
+        """
+        with self._lock:
+            first = self._begin_append(len(files))
+            places = self._places([new.path for new in files])
+            maps: list[Fmap] = []
+            try:
+                for new in files:
+                    if new.size <= 0:
+                        raise PathError(f"{new.path.decode(errors='replace')}: a famfs file cannot be empty")
+                    maps.append(self.space.allocate(new.size, new.interleave))
+                entries = [
+                    log.build_file(index, new.path, size=new.size, mode=new.mode, uid=new.uid, gid=new.gid, fmap=fmap)
+                    for index, (new, fmap) in enumerate(zip(files, maps, strict=True), first)
+                ]
+                append.run(append.append_steps(first, entries), self._memory)
+            except BaseException:
+                for fmap in maps:
+                    self.space.free_again(fmap)
+                raise
+            return [
+                self._enter(index, place, S_IFREG | new.mode & 0o7777, new.uid, new.gid, new.size, fmap)
+                for index, (new, place, fmap) in enumerate(zip(files, places, maps, strict=True), first)
+            ]
+
+    def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> int:
+        """Log a new directory; its nodeid. Raises the errors of `create_many`."""
+        with self._lock:
+            index = self._begin_append(1)
+            place = self._places([path])[0]
+            entry = log.build_mkdir(index, path, mode=mode, uid=uid, gid=gid)
+            append.run(append.append_steps(index, [entry]), self._memory)
+            return self._enter(index, place, S_IFDIR | mode & 0o7777, uid, gid, 0, Fmap(()))
+
+    def _begin_append(self, count: int) -> int:
+        """The index of the next entry, once everything that forbids an append has been ruled out (design 6)."""
+        if self.role is not Role.MASTER:
+            raise RoleError(
+                f"{self.device}: this host is not the master of the file system, only the master can create"
+            )
+        if self.stop is not None:
+            raise MediaError(
+                f"{self.device}: log entry {self.stop.index} is invalid ({self.stop.damage.value}); "
+                "nothing can be created until fsck has dealt with it"
+            )
+        header = self._header()
+        if header.next_index != self.namespace.replayed:
+            self.foreign_writer = True
+        if self.foreign_writer:
+            raise RoleError(
+                f"{self.device}: somebody else has written to the log; unmount, find the second master, mount again"
+            )
+        if header.next_seqnum != header.next_index:
+            append.run(append.counter_steps(header.next_index), self._memory)
+        if header.next_index + count > header.last_index + 1:
+            raise LogFullError(
+                f"{self.device}: the log is full ({header.next_index} of {header.last_index + 1} entries); "
+                "a larger one needs a new mkfs.famfs --loglen"
+            )
+        return header.next_index
+
+    def _places(self, paths: Sequence[bytes]) -> list[tuple[int, bytes]]:
+        """Parent nodeid and name for each of the new paths."""
+        seen: set[bytes] = set()
+        places = []
+        for path in paths:
+            log.encode_path(path)
+            if normalise(path) != (path, Fault.NONE):
+                raise PathError(f"{path.decode(errors='replace')}: not a plain path below the mount point")
+            head, _, name = path.rpartition(b"/")
+            parent = self.namespace.resolve(head)
+            if not parent:
+                raise NoSuchPathError(f"{head.decode(errors='replace')}: no such directory")
+            if not self.namespace.is_directory(parent):
+                raise NotADirectoryPathError(f"{head.decode(errors='replace')} is not a directory")
+            if path in seen or self.namespace.lookup(parent, name):
+                raise ExistsError(f"{path.decode(errors='replace')} exists already")
+            seen.add(path)
+            places.append((parent, name))
+        return places
+
+    def _enter(self, index: int, place: tuple[int, bytes], mode: int, uid: int, gid: int, size: int, fmap: Fmap) -> int:
+        """Show what has just been appended, without reading it back."""
+        tree, nodeid = self.namespace, ns.nodeid_of(index)
+        tree.mode[nodeid], tree.uid[nodeid], tree.gid[nodeid] = mode, uid, gid
+        tree.size[nodeid] = size
+        tree.set_fmap(nodeid, fmap)
+        tree.attach(nodeid, *place)
+        tree.publish(nodeid + 1)
+        return nodeid
+
+    # -- figures --------------------------------------------------------------------------------
+
+    def statistics(self) -> Statistics:
+        """The volume in figures, as far as the log has been replayed."""
+        tree = self.namespace
+        files = directories = file_bytes = 0
+        is_directory: Callable[[int], bool] = tree.is_directory
+        for nodeid in tree.walk():
+            if is_directory(nodeid):
+                directories += 1
+            else:
+                files += 1
+                file_bytes += tree.size[nodeid]
+        return Statistics(
+            log_entries=tree.replayed,
+            log_capacity=self.last_index + 1,
+            files=files,
+            directories=directories,
+            file_bytes=file_bytes,
+            capacity=sum(self.space.sizes),
+            allocated=self.space.allocated,
+            free=self.space.free,
+            skipped={fault: len(indexes) for fault, indexes in tree.faults().items()},
+            stop=self.stop,
+        )

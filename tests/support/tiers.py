@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the tiers of tests one after the other and sums them up; `scripts/test` is the way in.
+
+A tier is a folder of tests with a time limit of its own (`lint` is three checkers instead). A tier that
+fails, runs out of time or collects nothing makes the run fail; the others still run.
+"""
+
+import argparse
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+# Seconds. Lint and unit together: three minutes.
+LIMITS = {"lint": 60, "unit": 120, "twin": 240, "mount": 360, "fuzz": 120, "vm": 360}
+LONG_FACTOR = 10
+
+# An interrupted pytest still tears its fixtures down (unmounts, ends daemons); it gets this long.
+GRACE = 20
+
+
+@dataclass
+class Result:
+    """What a tier came to."""
+
+    tier: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+def run(command: list[str], limit: float, environment: dict[str, str]) -> int | None:
+    """Runs `command` in a process group of its own; its exit status, or None if `limit` seconds were over."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        return process.wait(limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return None
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(GRACE)
+        raise
+
+
+def run_lint(limit: float, environment: dict[str, str]) -> Result:
+    """Runs the checkers; each counts as one test."""
+    result = Result("lint")
+    deadline = time.monotonic() + limit
+    for command in (
+        ["ruff", "check", "--quiet", "."],
+        ["ruff", "format", "--quiet", "--check", "."],
+        ["mypy", "--strict", "famfs_server"],
+    ):
+        status = run([str(BIN / command[0]), *command[1:]], deadline - time.monotonic(), environment)
+        if status == 0:
+            result.passed += 1
+        else:
+            result.failed += 1
+            result.notes.append(f"FAILED {' '.join(command)}" + (" (out of time)" if status is None else ""))
+    return result
+
+
+def cases(report: Path) -> Iterator[tuple[str, str, str]]:
+    """Each test of a JUnit report: its name, `passed`, `failed` or `skipped`, and the reason of a skip."""
+    for case in ElementTree.parse(report).iter("testcase"):
+        name = f"{case.get('classname')}::{case.get('name')}"
+        skip = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            yield name, "failed", ""
+        elif skip is not None:
+            yield name, "skipped", skip.get("message") or "no reason given"
+        else:
+            yield name, "passed", ""
+
+
+def run_pytest(tier: str, limit: float, environment: dict[str, str], seed: int) -> Result:
+    """Runs the tests in the folder of `tier`."""
+    result = Result(tier)
+    with tempfile.TemporaryDirectory(prefix="famfs-test-") as directory:
+        report = Path(directory) / "report.xml"
+        command = [sys.executable, "-m", "pytest", f"tests/{tier}", "-q", "-rsf", f"--junitxml={report}"]
+        status = run([*command, f"--hypothesis-seed={seed}"], limit, environment)
+        outcomes = list(cases(report)) if report.exists() else []
+    skips: dict[str, list[str]] = {}
+    for name, outcome, reason in outcomes:
+        setattr(result, outcome, getattr(result, outcome) + 1)
+        if outcome == "failed":
+            result.notes.append(f"FAILED {name}")
+        elif outcome == "skipped":
+            skips.setdefault(reason, []).append(name)
+    result.notes += [
+        f"SKIPPED {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "") + f": {reason}"
+        for reason, names in skips.items()
+    ]
+    if status is None:
+        result.failed += 1
+        result.notes.append(f"FAILED out of time after {limit:.0f} s")
+    elif status == 5:
+        result.failed += 1
+        result.notes.append("FAILED no tests were collected")
+    elif status != 0 and result.failed == 0:
+        result.failed += 1
+        result.notes.append(f"FAILED pytest ended with status {status}")
+    return result
+
+
+def existing_tiers() -> list[str]:
+    """The tiers that have tests in this checkout, in the order in which they run."""
+    return [tier for tier in LIMITS if tier == "lint" or any((ROOT / "tests" / tier).rglob("test_*.py"))]
+
+
+def main() -> int:
+    """Runs the tiers named on the command line; 0 when nothing failed."""
+    tiers = existing_tiers()
+    parser = argparse.ArgumentParser(prog="scripts/test", description="Run the tests.")
+    parser.add_argument("--long", action="store_true", help="random tests try many more cases")
+    parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="repeat a random run")
+    parser.add_argument("tier", nargs="*", help=f"of: {', '.join(tiers)} (default: all)")
+    arguments = parser.parse_args()
+    for tier in arguments.tier:
+        if tier not in tiers:
+            parser.error(f"no tier {tier} here; there are: {', '.join(tiers)}")
+    environment = dict(os.environ, FAMFS_TEST_SEED=str(arguments.seed))
+    if arguments.long:
+        environment["FAMFS_TEST_LONG"] = "1"
+
+    print(f"seed {arguments.seed} (repeat with --seed)", flush=True)
+    results = []
+    for tier in arguments.tier or tiers:
+        print(f"=== {tier}", flush=True)
+        limit = LIMITS[tier] * (LONG_FACTOR if arguments.long else 1)
+        start = time.monotonic()
+        if tier == "lint":
+            result = run_lint(limit, environment)
+        else:
+            result = run_pytest(tier, limit, environment, arguments.seed)
+        result.seconds = time.monotonic() - start
+        results.append(result)
+
+    print("=== summary")
+    for result in results:
+        counts = f"{result.passed:5} passed {result.failed:4} failed {result.skipped:4} skipped"
+        print(f"{result.tier:6} {counts} {result.seconds:7.1f} s")
+        for note in result.notes:
+            print(f"       {note}")
+    passed, failed, skipped = (
+        sum(getattr(r, key) for r in results) for key in ("passed", "failed", "skipped")
+    )
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
