@@ -27,9 +27,8 @@ INITIAL_USER_NAMESPACE = 4026531837
 OOM_SCORE_ADJ = -900
 """Nearly the last to be killed for memory, but not exempt."""
 
-# python-prctl knows neither the call nor the two bits.
+# python-prctl does not know this call.
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
-_SECBIT_NO_CAP_AMBIENT_RAISE, _SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED = 1 << 6, 1 << 7
 
 _SECUREBITS: int = (
     prctl.SECBIT_NOROOT
@@ -37,8 +36,6 @@ _SECUREBITS: int = (
     | prctl.SECBIT_NO_SETUID_FIXUP
     | prctl.SECBIT_NO_SETUID_FIXUP_LOCKED
     | prctl.SECBIT_KEEP_CAPS_LOCKED
-    | _SECBIT_NO_CAP_AMBIENT_RAISE
-    | _SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)

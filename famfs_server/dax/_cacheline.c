@@ -25,9 +25,7 @@
 #endif
 
 /* From this length on the interpreter lock is given up: below it, taking it back costs more. */
-#define LONG_COPY ((size_t)65536)
-/* A line written back or invalidated takes about as long as this many times its copy. */
-#define LONG_FLUSH ((size_t)16384)
+#define LONG_ACCESS ((size_t)65536)
 
 #define COMPILER_BARRIER() __asm__ volatile("" ::: "memory")
 
@@ -229,11 +227,11 @@ __attribute__((noinline)) static int perform(const struct access *access)
 }
 
 /* Performs `access`; -1 with OSError(EFAULT) set when the memory faulted. */
-static int guarded(const struct access *access, size_t long_from)
+static int guarded(const struct access *access)
 {
     int result;
 
-    if (access->length >= long_from) {
+    if (access->length >= LONG_ACCESS) {
         Py_BEGIN_ALLOW_THREADS
         result = perform(access);
         Py_END_ALLOW_THREADS
@@ -299,7 +297,7 @@ static PyObject *flush(const char *name, enum access_kind kind, PyObject *const 
         return NULL;
     if (in_bounds(&buffer, offset, access.length)) {
         access.source = (const char *)buffer.buf + offset;
-        done = access.length == 0 ? 0 : guarded(&access, LONG_FLUSH);
+        done = access.length == 0 ? 0 : guarded(&access);
     }
     PyBuffer_Release(&buffer);
     if (done != 0)
@@ -354,7 +352,7 @@ static PyObject *copy_from(PyObject *module, PyObject *const *arguments, Py_ssiz
     if (result != NULL && access.length != 0) {
         access.destination = PyBytes_AS_STRING(result);
         access.source = (const char *)buffer.buf + offset;
-        if (guarded(&access, LONG_COPY) != 0)
+        if (guarded(&access) != 0)
             Py_CLEAR(result);
     }
     PyBuffer_Release(&buffer);
@@ -383,7 +381,7 @@ static PyObject *copy_into(PyObject *module, PyObject *const *arguments, Py_ssiz
         in_bounds(&source, source_offset, access.length)) {
         access.destination = (char *)destination.buf + destination_offset;
         access.source = (const char *)source.buf + source_offset;
-        done = access.length == 0 ? 0 : guarded(&access, LONG_COPY);
+        done = access.length == 0 ? 0 : guarded(&access);
     }
     PyBuffer_Release(&source);
     PyBuffer_Release(&destination);
@@ -420,7 +418,7 @@ static PyObject *store_u64(PyObject *module, PyObject *const *arguments, Py_ssiz
         if ((uintptr_t)access.destination % sizeof(uint64_t) != 0)
             PyErr_Format(PyExc_ValueError, "offset %zu is not aligned to 8 bytes", offset);
         else
-            done = guarded(&access, LONG_COPY);
+            done = guarded(&access);
     }
     PyBuffer_Release(&buffer);
     if (done != 0)

@@ -106,14 +106,18 @@ class DaxDevice:
 
     def close(self) -> None:
         """Unmap and close; locks end when the last copy of the descriptor is gone."""
+        self.unmap()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def unmap(self) -> None:
+        """Let go of the mapping that `memory` made. Locks and descriptor stay."""
         if self._map is not None:
             mapping, self._map = self._map, None
             # While somebody still looks at the bytes, the mapping stays; it goes with the last view.
             with contextlib.suppress(BufferError):
                 mapping.close()
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
 
     def memory(self, *, flush: bool | None = None) -> Memory:
         """Map the whole device and hand out its bytes.

@@ -211,6 +211,7 @@ class DetachedMount:
             hints = {
                 errno.ENOENT: "no such directory",
                 errno.ENOTDIR: "not a directory",
+                errno.EINVAL: "not a directory, or no place for mounts",
                 errno.EPERM: "CAP_SYS_ADMIN is missing",
             }
             number = error.errno or errno.EIO

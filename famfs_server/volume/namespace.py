@@ -23,11 +23,11 @@ from famfs_server.omf.log import Extent, Fmap
 from famfs_server.volume.faults import Fault
 
 ROOT = 1
-META = 2
-META_SUPERBLOCK = 3
-META_LOG = 4
+META = 3
+META_SUPERBLOCK = 4
+META_LOG = 5
 FIRST_NODEID = 16
-"""The nodeid of log entry 0; below it are the root and `.meta`."""
+"""The nodeid of log entry 0. Below it are the root and `.meta`; 2 stays free, the listing cookie of `..`."""
 
 META_NAME = b".meta"
 _SPREAD = 0x9E3779B1

@@ -273,12 +273,11 @@ class _Extents:
             fault[self.is_file & wrong & (fault == 0)] = reason
 
         def any_of(wrong: NDArray[np.bool_]) -> NDArray[np.bool_]:
-            found: NDArray[np.bool_] = (wrong & self.is_live).any(axis=1)
-            return found
+            return np.asarray((wrong & self.is_live).any(axis=1))
 
         unit = space.alloc_unit
         device_sizes = np.array(space.sizes, np.uint64)
-        known: NDArray[np.bool_] = np.less(self.device, len(device_sizes))
+        known = np.less(self.device, np.uint64(len(device_sizes)))
         limit = device_sizes[np.where(known, self.device, 0).astype(np.int64)]
         mark(np.equal(sizes, 0), Fault.ZERO_SIZE)
         mark(~self.is_known, Fault.UNKNOWN_EXTENT_TYPE)

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a mount command to a daemon: every check that needs no mount, then the supervisor, in this process or another."""
+
+import errno
+import hashlib
+import json
+import logging
+import logging.handlers
+import os
+import stat
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+from uuid import UUID
+
+from famfs_server import privileges
+from famfs_server.daemon import supervisor
+from famfs_server.daemon.options import MountOptions
+from famfs_server.dax import hostid
+from famfs_server.dax.device import DaxDevice, Lock
+from famfs_server.errors import DeviceBusyError, FamfsError, MountError
+from famfs_server.omf import layout, superblock
+from famfs_server.omf import log as omf_log
+
+log = logging.getLogger(__name__)
+
+DYING_MOUNT_SECONDS = 5.0
+"""How long a new mount waits for one that is going away (decisions 21)."""
+_PROGRAM = "famfs-server"
+
+
+def run_root() -> Path:
+    """Where run-time files of mounts lie."""
+    return Path(os.environ.get("FAMFS_RUN_DIR") or "/run/famfs")
+
+
+def mount(options: MountOptions, *, foreground: bool = False, fake: bool = False) -> None:
+    """Mount by `options`. In the background: return when the mount is usable. In the foreground: when it has ended.
+
+    `fake` stops after the checks. Raises FamfsError, and then nothing is mounted. Nothing is opened before the
+    capabilities have been checked.
+    """
+    privileges.require_mount_capabilities()
+    mount_point = _check_mount_point(options.mount_point)
+    options = replace(options, mount_point=mount_point)
+    device = DaxDevice.open(options.device)
+    try:
+        host = _host()
+        uuid = _take_locks(device, host)
+        if fake:
+            return
+        run_directory = _make_run_directory(uuid, mount_point)
+        if foreground:
+            _log_to(options, syslog=False)
+            _supervise(options, device, host, run_directory, None)
+        else:
+            _daemonise(options, device, host, run_directory)
+    finally:
+        device.close()
+
+
+def _check_mount_point(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise MountError(f"mount point {path}: {os.strerror(error.errno or errno.EIO)}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"mount point {path} is not a directory")
+    return os.path.realpath(path)
+
+
+def _host() -> UUID | None:
+    try:
+        return hostid.system_uuid()
+    except hostid.HostIdError as error:
+        log.warning("%s; assuming the client role", error)
+        return None
+
+
+def _take_locks(device: DaxDevice, host: UUID | None) -> UUID:
+    """Check superblock and log header, and lock the device for this mount; the file system's UUID.
+
+    The mapping is gone again when this returns: the supervisor maps nothing.
+    """
+    memory = device.memory()
+    try:
+        found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize)).require(device.path)
+        if layout.LOG_OFFSET + found.log_length <= memory.size:
+            omf_log.decode_header(memory.read_fresh(layout.LOG_OFFSET, layout.LOG_HEADER_SIZE), found.log_length)
+    finally:
+        memory.close()
+        device.unmap()
+    busy = "its file system is being made or repaired"
+    device.require_lock(Lock.MOUNTED, exclusive=False, wait=DYING_MOUNT_SECONDS, why=busy)
+    if not device.lock_host(host or UUID(int=0), wait=DYING_MOUNT_SECONDS):
+        raise _mount_busy(f"{device.path} is already mounted by this host")
+    if host == found.system_uuid and not device.lock(Lock.WRITER, exclusive=True, wait=DYING_MOUNT_SECONDS):
+        raise _mount_busy(f"{device.path} is being written to by another famfs command")
+    return found.uuid
+
+
+def _mount_busy(line: str) -> FamfsError:
+    error = DeviceBusyError(line)
+    error.exit_status = 32
+    return error
+
+
+def _make_run_directory(uuid: UUID, mount_point: str) -> Path:
+    name = hashlib.sha256(uuid.bytes + os.fsencode(mount_point)).hexdigest()[:16]
+    directory = run_root() / name
+    try:
+        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise MountError(f"cannot make {directory}: {os.strerror(error.errno or errno.EIO)}") from error
+    return directory
+
+
+def _supervise(
+    options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path, speak: int | None
+) -> None:
+    def ready() -> None:
+        if speak is not None:
+            os.write(speak, b"{}\n")
+            os.close(speak)
+            _leave_terminal()
+
+    try:
+        supervisor.Supervisor(options, device, host, run_directory, ready).run()
+    finally:
+        _remove(run_directory)
+
+
+def _daemonise(options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path) -> None:
+    """Leave a supervisor behind, and return or raise what became of the mount."""
+    hear, speak = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(hear)
+        _become_daemon(options, device, host, run_directory, speak)
+    os.close(speak)
+    line = b""
+    while not line.endswith(b"\n") and (data := os.read(hear, 65536)):
+        line += data
+    os.close(hear)
+    if not line:
+        raise MountError("the server died before the mount was complete; nothing is mounted")
+    message = json.loads(line)
+    if "error" in message:
+        os.waitpid(pid, 0)
+        error = MountError(message["error"])
+        error.exit_status = message["status"]
+        raise error
+
+
+def _become_daemon(
+    options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path, speak: int
+) -> NoReturn:
+    status = 0
+    try:
+        os.setsid()
+        os.chdir("/")
+        os.umask(0o077)
+        _log_to(options, syslog=True)
+        _supervise(options, device, host, run_directory, speak)
+    except FamfsError as error:
+        status = error.exit_status
+        log.error("%s: %s", options.mount_point, error)
+        _tell_parent(speak, str(error), status)
+    except BaseException as error:
+        status = 1
+        log.exception("the server fails")
+        _tell_parent(speak, f"{type(error).__name__}: {error}", 32)
+    supervisor.exit_process(status)
+
+
+def _tell_parent(speak: int, line: str, status: int) -> None:
+    try:
+        os.write(speak, json.dumps({"error": line, "status": status}).encode() + b"\n")
+    except OSError:
+        # The parent has been told "ready" already and is gone.
+        log.debug("nobody waits for the outcome any more")
+
+
+def _leave_terminal() -> None:
+    """Give the caller's terminal and pipes back; a program that reads our output must see its end."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def _log_to(options: MountOptions, *, syslog: bool) -> None:
+    """Logs go to the system's log from a daemon, to standard error in the foreground."""
+    root = logging.getLogger("famfs_server")
+    handler: logging.Handler = logging.StreamHandler()
+    if syslog and os.path.exists("/dev/log"):
+        handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
+    handler.setFormatter(logging.Formatter(f"{_PROGRAM}[%(process)d]: %(message)s"))
+    root.handlers[:] = [handler]
+    root.setLevel(options.log_level)
+
+
+def _remove(directory: Path) -> None:
+    (directory / "sock").unlink(missing_ok=True)
+    try:
+        directory.rmdir()
+    except OSError as error:
+        log.debug("%s stays: %s", directory, error)

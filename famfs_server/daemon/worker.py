@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that serves one mount: replays the log, negotiates, answers requests until the connection ends."""
+
+import json
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import prctl
+import pyfuse3
+import trio
+
+from famfs_server import privileges
+from famfs_server.daemon.options import MountOptions
+from famfs_server.dax.device import DaxDevice
+from famfs_server.errors import FamfsError, NegotiationError
+from famfs_server.fuse.abi import InitFlag
+from famfs_server.fuse.channel import Channel
+from famfs_server.fuse.dialects import Decision, Evidence, decide, kallsyms_evidence, probe_push_ioctl
+from famfs_server.fuse.filesystem import DAY, FileSystem, Settings
+from famfs_server.fuse.operations import FamfsOperations
+from famfs_server.volume.volume import Volume
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What a worker is given by the supervisor. Descriptors are inherited."""
+
+    options: MountOptions
+    device: DaxDevice
+    host: UUID | None
+    fuse: int
+    run_directory: Path
+    messages: int
+    """Where the supervisor hears of the outcome: one line of JSON."""
+
+
+def run(assignment: Assignment) -> int:
+    """Serve until the connection ends; the exit status of the process.
+
+    The first message to the supervisor is {"ready": reason} when INIT has been answered, or {"error": line,
+    "status": number}.
+    """
+    prctl.set_name("famfs-worker")
+    # The supervisor unmounts; a signal meant for it, sent to the whole group, must not stop the service before.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        return _serve(assignment)
+    except FamfsError as error:
+        tell(assignment.messages, {"error": str(error), "status": error.exit_status})
+    except Exception as error:
+        log.exception("the worker fails")
+        tell(assignment.messages, {"error": f"{type(error).__name__}: {error}", "status": 32})
+    return 1
+
+
+def tell(descriptor: int, message: dict[str, str | int]) -> None:
+    """Send one message; nobody listens any more when it is too late, which does not matter."""
+    try:
+        os.write(descriptor, json.dumps(message).encode() + b"\n")
+    except OSError as error:
+        log.debug("nobody hears %s: %s", message, error)
+
+
+def _serve(assignment: Assignment) -> int:
+    options = assignment.options
+    volume = Volume(assignment.device.memory(), assignment.host, assignment.device.path)
+    _report_damage(volume)
+    channel = Channel(assignment.fuse)
+    decision = _negotiate(channel, options)
+    settings = Settings(
+        shadow=os.fsencode(assignment.run_directory),
+        timeout=DAY if options.timeout is None else int(options.timeout),
+        direct_io=options.cache == "never",
+        keep_cache=options.cache == "always",
+        create=options.create,
+    )
+    filesystem = FileSystem(volume, settings)
+    privileges.drop_all()
+    pyfuse3.init(FamfsOperations(filesystem), f"/dev/fd/{channel.libfuse_end.fileno()}", {"fsname=famfs"})
+    trio.run(_main, assignment, filesystem, channel, decision)
+    return 0
+
+
+async def _main(
+    assignment: Assignment,
+    filesystem: FileSystem,
+    channel: Channel,
+    decision: Decision,
+) -> None:
+    token = trio.lowlevel.current_trio_token()
+    async with trio.open_nursery() as nursery:
+
+        def finished() -> None:
+            token.run_sync_soon(nursery.cancel_scope.cancel)
+
+        channel.start(filesystem, decision, fast=assignment.options.fastpath, finished=finished)
+        nursery.start_soon(pyfuse3.main)
+        await trio.to_thread.run_sync(channel.wait_initialised)
+        tell(assignment.messages, {"ready": decision.reason, "data_path": decision.data_path})
+
+
+def _negotiate(channel: Channel, options: MountOptions) -> Decision:
+    request = channel.read_init()
+    offered = bool(request.flags & InitFlag.DAX_FMAP)
+    evidence = Evidence(
+        kallsyms=kallsyms_evidence() if offered else None,
+        push_ioctl=probe_push_ioctl(channel.fuse) if offered else None,
+        rawio=privileges.holds(privileges.CAP_SYS_RAWIO),
+    )
+    decision = decide(request, policy=options.fmap, forced=options.dialect, evidence=evidence)
+    if decision.failed:
+        raise NegotiationError(f"fmap=require cannot be met: {decision.reason}")
+    if options.fmap == "auto" and decision.data_path == "server":
+        log.warning(
+            "%s; serving reads and writes from the mapping instead: page cache and mappings of other hosts are not "
+            "coherent with this one",
+            decision.reason,
+        )
+    return decision
+
+
+def _report_damage(volume: Volume) -> None:
+    statistics = volume.statistics()
+    if statistics.stop is not None:
+        log.error(
+            "%s: log entry %d: %s; entries from there on are hidden",
+            volume.device,
+            statistics.stop.index,
+            statistics.stop.damage.value,
+        )
+    for fault, count in statistics.skipped.items():
+        log.warning("%s: %d log entries are not shown: %s", volume.device, count, fault.meaning)

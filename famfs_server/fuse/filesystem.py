@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a mounted volume answers, whichever plane asks: rules and attributes, no wire format and no pyfuse3.
+
+Refusals are OSError with the errno that applications expect; errors of the volume carry their errno themselves.
+"""
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from famfs_server.errors import FamfsError
+from famfs_server.fuse.abi import OpenFlag, SetattrValid
+from famfs_server.omf import layout
+from famfs_server.volume import namespace as ns
+from famfs_server.volume.volume import Role, Volume
+
+log = logging.getLogger(__name__)
+
+BLOCK_SIZE = 4096
+"""st_blksize, and the unit of statfs."""
+DAY = 86400
+DOT, DOTDOT = 1, 2
+"""The listing cookies of `.` and `..`."""
+SHADOW_XATTR = b"user.famfs.shadow"
+"""Names the run-time directory of the mount, in which clients find the control socket (reference-tools 1.5)."""
+
+_TIMES = SetattrValid.ATIME | SetattrValid.MTIME | SetattrValid.CTIME
+_OWNERSHIP = SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID
+
+Attr = tuple[int, ...]
+"""The 16 fields of the wire's attr, in its order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the mount options say about answers. Times are in seconds."""
+
+    shadow: bytes
+    timeout: int = DAY
+    direct_io: bool = True
+    keep_cache: bool = False
+    create: bool = True
+
+
+@dataclass(slots=True)
+class Attributes:
+    """New attributes of a SETATTR; only those that `valid` names count. Times are in nanoseconds."""
+
+    valid: int
+    size: int = 0
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    atime: int = 0
+    mtime: int = 0
+    ctime: int = 0
+
+
+def refusal(number: int) -> OSError:
+    """The error that a request ends with when it asks for what the file system does not do."""
+    return OSError(number, os.strerror(number))
+
+
+class FileSystem:
+    """One mounted volume. Every method may be called from any thread."""
+
+    def __init__(self, volume: Volume, settings: Settings, *, started: int | None = None) -> None:
+        """`started` is the time of the mount in nanoseconds; it stands for the times that the media do not hold."""
+        self.volume = volume
+        self.namespace = volume.namespace
+        self.settings = settings
+        self.started = time.time_ns() if started is None else started
+        self.local_changes = 0
+        """Changes of mode, owner or times that no other host sees and no remount keeps."""
+        self.open_flags = int(OpenFlag.PARALLEL_DIRECT_WRITES | OpenFlag.DIRECT_IO if settings.direct_io else 0)
+        if settings.keep_cache:
+            self.open_flags |= OpenFlag.KEEP_CACHE
+        self._seconds, self._nanoseconds = divmod(self.started, 10**9)
+        self._own_times = False
+        self._refreshing = threading.Lock()
+        self._hinted: set[int] = set()
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> int:
+        """The nodeid of a name, or 0; a name that is missing is looked for in what the log has gained since."""
+        node = self.namespace.lookup(parent, name)
+        if not node and self.follow():
+            node = self.namespace.lookup(parent, name)
+        return node
+
+    def follow(self) -> bool:
+        """Replay what the log has gained, and say whether there was anything (design, "No stale misses")."""
+        volume = self.volume
+        if not volume.stale() or volume.stop is not None:
+            return False
+        with self._refreshing:
+            volume.refresh()
+        return True
+
+    def entries(self, directory: int, cookie: int) -> Iterator[tuple[int, int, bytes]]:
+        """A directory's entries behind `cookie`, as (cookie, nodeid, name).
+
+        The cookie of an entry is its nodeid, that of `.` 1 and that of `..` 2, so that a listing can go on after a
+        takeover, and finds what was made meanwhile (decisions 2).
+        """
+        tree = self.namespace
+        if cookie == 0:
+            self.follow()
+            yield DOT, directory, b"."
+        if cookie <= DOT:
+            yield DOTDOT, tree.parent[directory], b".."
+        for node in tree.children(directory, cookie if cookie > DOTDOT else 0):
+            yield node, node, tree.name(node)
+
+    def require(self, nodeid: int) -> None:
+        """Raise ESTALE for a nodeid that names nothing."""
+        if not self.namespace.exists(nodeid):
+            raise refusal(errno.ESTALE)
+
+    # -- attributes -----------------------------------------------------------------------------
+
+    def attr(self, nodeid: int) -> Attr:
+        """The attributes of an existing node, in the wire's order."""
+        tree = self.namespace
+        size = tree.size[nodeid]
+        if self._own_times:
+            (atime, atime_ns), (mtime, mtime_ns), (ctime, ctime_ns) = (
+                divmod(column[nodeid] or self.started, 10**9) for column in (tree.atime, tree.mtime, tree.ctime)
+            )
+        else:
+            atime = mtime = ctime = self._seconds
+            atime_ns = mtime_ns = ctime_ns = self._nanoseconds
+        return (
+            nodeid,
+            size,
+            (size + 511) >> 9,
+            atime,
+            mtime,
+            ctime,
+            atime_ns,
+            mtime_ns,
+            ctime_ns,
+            tree.mode[nodeid],
+            1,
+            tree.uid[nodeid],
+            tree.gid[nodeid],
+            0,
+            BLOCK_SIZE,
+            0,
+        )
+
+    def attr_timeout(self, nodeid: int) -> int:
+        """Seconds for which attributes may be cached: sizes of files never change, directories may gain entries."""
+        return 0 if self.namespace.is_directory(nodeid) else self.settings.timeout
+
+    def setattr(self, nodeid: int, new: Attributes) -> None:
+        """Change mode, owner or times in memory; sizes never change once they are logged (decisions 12)."""
+        self.require(nodeid)
+        tree = self.namespace
+        if new.valid & SetattrValid.SIZE and new.size != tree.size[nodeid]:
+            if self.volume.role is not Role.MASTER:
+                raise refusal(errno.EROFS)
+            self._hint_truncate(nodeid)
+            raise refusal(errno.EPERM)
+        if not new.valid & (_OWNERSHIP | _TIMES):
+            return
+        if self.volume.role is not Role.MASTER:
+            raise refusal(errno.EROFS)
+        if nodeid < ns.FIRST_NODEID and nodeid != ns.ROOT:
+            raise refusal(errno.EPERM)
+        if new.valid & SetattrValid.MODE:
+            tree.mode[nodeid] = tree.mode[nodeid] & ~0o7777 | new.mode & 0o7777
+        if new.valid & SetattrValid.UID:
+            tree.uid[nodeid] = new.uid
+        if new.valid & SetattrValid.GID:
+            tree.gid[nodeid] = new.gid
+        for bit, column, value in (
+            (SetattrValid.ATIME, tree.atime, new.atime),
+            (SetattrValid.MTIME, tree.mtime, new.mtime),
+            (SetattrValid.CTIME, tree.ctime, new.ctime),
+        ):
+            if new.valid & bit:
+                column[nodeid] = max(value, 1)
+                self._own_times = True
+        self.local_changes += 1
+
+    @staticmethod
+    def now() -> int:
+        """The present time in nanoseconds, for attributes that are to be set to it."""
+        return time.time_ns()
+
+    def _hint_truncate(self, nodeid: int) -> None:
+        if nodeid not in self._hinted:
+            self._hinted.add(nodeid)
+            log.warning(
+                "%s: the size of a famfs file never changes; write into it without truncating "
+                "(dd conv=notrunc), or copy to a new name",
+                os.fsdecode(self.namespace.path(nodeid)),
+            )
+
+    # -- file data ------------------------------------------------------------------------------
+
+    def open(self, nodeid: int, flags: int) -> int:
+        """Allow an open with the open(2) `flags`; the FOPEN flags of the reply."""
+        self.require(nodeid)
+        if self.namespace.is_directory(nodeid):
+            raise refusal(errno.EISDIR)
+        if flags & os.O_ACCMODE != os.O_RDONLY and nodeid < ns.FIRST_NODEID:
+            raise refusal(errno.EPERM)
+        if flags & os.O_TRUNC and self.namespace.size[nodeid]:
+            self._hint_truncate(nodeid)
+            raise refusal(errno.EPERM)
+        return self.open_flags
+
+    def opendir(self, nodeid: int) -> None:
+        """Allow a directory to be listed."""
+        self.require(nodeid)
+        if not self.namespace.is_directory(nodeid):
+            raise refusal(errno.ENOTDIR)
+
+    def require_file(self, nodeid: int) -> None:
+        """Raise ESTALE or EISDIR unless `nodeid` is a file."""
+        self.require(nodeid)
+        if self.namespace.is_directory(nodeid):
+            raise refusal(errno.EISDIR)
+
+    def write(self, nodeid: int, offset: int, data: memoryview) -> int:
+        """Store file bytes; fewer than asked for at the end of the file, EFBIG behind it (decisions 12)."""
+        self.require_file(nodeid)
+        if nodeid < ns.FIRST_NODEID:
+            raise refusal(errno.EPERM)
+        if offset >= self.namespace.size[nodeid] and len(data):
+            raise refusal(errno.EFBIG)
+        return self.volume.write(nodeid, offset, data)
+
+    def fsync(self, nodeid: int) -> None:
+        """Write the file's cache lines back to memory, where other hosts see them."""
+        self.require(nodeid)
+        if not self.namespace.is_directory(nodeid):
+            self.volume.write_back(nodeid)
+
+    def lseek(self, nodeid: int, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE: a famfs file has no holes but its end."""
+        self.require_file(nodeid)
+        size = self.namespace.size[nodeid]
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise refusal(errno.EINVAL)
+        if offset >= size:
+            raise refusal(errno.ENXIO)
+        return offset if whence == os.SEEK_DATA else size
+
+    # -- creating, and what nobody can do -------------------------------------------------------
+
+    def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> int:
+        """Make and log a directory; its nodeid."""
+        return self.volume.mkdir(self._new_path(parent, name), mode & 0o7777, uid, gid)
+
+    @property
+    def change_errno(self) -> int:
+        """What unlink, rename, link and the like are refused with: the format has none of them."""
+        return errno.EPERM if self.volume.role is Role.MASTER else errno.EROFS
+
+    def _new_path(self, parent: int, name: bytes) -> bytes:
+        if self.volume.role is not Role.MASTER:
+            raise refusal(errno.EROFS)
+        self.require(parent)
+        if not self.settings.create or parent == ns.META:
+            raise refusal(errno.EPERM)
+        path = self.namespace.path(parent) + b"/" + name if parent != ns.ROOT else name
+        if len(path) > layout.MAX_PATH:
+            raise refusal(errno.ENAMETOOLONG)
+        return path
+
+    # -- extended attributes and figures --------------------------------------------------------
+
+    def getxattr(self, nodeid: int, name: bytes) -> bytes:
+        """The value of an extended attribute; there is one, the same for every node."""
+        self.require(nodeid)
+        if name != SHADOW_XATTR:
+            raise refusal(errno.ENODATA)
+        return self.settings.shadow
+
+    def statfs(self) -> tuple[int, ...]:
+        """The fields of the wire's statfs: the true figures of the devices and of the log."""
+        volume = self.volume
+        capacity = volume.last_index + 1
+        free = volume.space.free // BLOCK_SIZE
+        left = max(capacity - volume.namespace.replayed, 0)
+        blocks = sum(volume.space.sizes) // BLOCK_SIZE
+        return (blocks, free, free, capacity, left, BLOCK_SIZE, layout.MAX_PATH, BLOCK_SIZE)
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno that a request ends with because of `error`; EIO for what nobody foresaw, which is logged."""
+    if isinstance(error, FamfsError):
+        return error.errno
+    if isinstance(error, OSError) and error.errno:
+        return min(error.errno, 511)
+    log.error("a request failed in a way that nobody foresaw", exc_info=error)
+    return errno.EIO

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The request plane: hot requests answered straight from the namespace, in tight Python.
+
+Handlers are plain functions of a request that lies in one buffer; each writes its reply to the kernel itself. No trio,
+no lock held over a system call, and no copy of file data in Python: READ hands views of device memory to writev, so
+that a poisoned page becomes EIO for one reader and not a SIGBUS for all (design 4).
+"""
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Final
+
+from famfs_server.fuse import abi
+from famfs_server.fuse.abi import Opcode, SetattrValid
+from famfs_server.fuse.filesystem import Attributes, FileSystem, errno_of, refusal
+
+Handler = Callable[[int, int, int], None]
+"""Answers a request: its unique, its nodeid and its length; the rest lies in the buffer."""
+
+_BODY: Final = abi.IN_HEADER.size
+_NO_REPLY = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
+
+ALWAYS: Final = frozenset(
+    {
+        Opcode.READDIR,
+        Opcode.FALLOCATE,
+        Opcode.LSEEK,
+        Opcode.COPY_FILE_RANGE,
+        Opcode.COPY_FILE_RANGE_64,
+        Opcode.IOCTL,
+        Opcode.TMPFILE,
+        Opcode.INTERRUPT,
+        Opcode.STATX,
+        Opcode.SYNCFS,
+        Opcode.FLUSH,
+    }
+)
+"""Answered here with the fast path off too, because pyfuse3 has no handler for them (decisions 8)."""
+
+FAST: Final = frozenset(
+    {
+        Opcode.LOOKUP,
+        Opcode.FORGET,
+        Opcode.BATCH_FORGET,
+        Opcode.GETATTR,
+        Opcode.SETATTR,
+        Opcode.OPEN,
+        Opcode.RELEASE,
+        Opcode.READ,
+        Opcode.WRITE,
+        Opcode.OPENDIR,
+        Opcode.READDIRPLUS,
+        Opcode.RELEASEDIR,
+        Opcode.MKDIR,
+        Opcode.STATFS,
+        Opcode.FSYNC,
+        Opcode.GETXATTR,
+        Opcode.LISTXATTR,
+    }
+)
+"""Answered here unless the fast path is off."""
+
+_SHORTEST: Final[dict[int, int]] = {
+    Opcode.LOOKUP: 2,
+    Opcode.GETATTR: abi.GETATTR_IN.size,
+    Opcode.SETATTR: abi.SETATTR_IN.size,
+    Opcode.MKDIR: abi.MKDIR_IN.size + 2,
+    Opcode.OPEN: abi.OPEN_IN.size,
+    Opcode.READ: abi.READ_IN.size,
+    Opcode.WRITE: abi.WRITE_IN.size,
+    Opcode.READDIR: abi.READ_IN.size,
+    Opcode.READDIRPLUS: abi.READ_IN.size,
+    Opcode.GETXATTR: abi.GETXATTR_IN.size + 2,
+    Opcode.LISTXATTR: abi.GETXATTR_IN.size,
+    Opcode.LSEEK: abi.LSEEK_IN.size,
+}
+"""The least length of a request's body; shorter ones are EINVAL."""
+
+_NSEC = 10**9
+
+
+class RequestPlane:
+    """Answers requests that lie in `buffer` on the descriptor `fuse`."""
+
+    def __init__(self, filesystem: FileSystem, fuse: int, buffer: bytearray, *, fast: bool) -> None:
+        self._fs = filesystem
+        self._tree = filesystem.namespace
+        self._fuse = fuse
+        self._buffer = buffer
+        self._view = memoryview(buffer)
+        self.answered = 0
+        """Requests answered here so far."""
+        known: dict[Opcode, Handler] = {
+            Opcode.LOOKUP: self._lookup,
+            Opcode.FORGET: self._forget,
+            Opcode.BATCH_FORGET: self._forget,
+            Opcode.GETATTR: self._getattr,
+            Opcode.SETATTR: self._setattr,
+            Opcode.OPEN: self._open,
+            Opcode.RELEASE: self._nothing,
+            Opcode.READ: self._read,
+            Opcode.WRITE: self._write,
+            Opcode.OPENDIR: self._opendir,
+            Opcode.READDIR: self._readdir,
+            Opcode.READDIRPLUS: self._readdirplus,
+            Opcode.RELEASEDIR: self._nothing,
+            Opcode.MKDIR: self._mkdir,
+            Opcode.STATFS: self._statfs,
+            Opcode.FSYNC: self._fsync,
+            Opcode.GETXATTR: self._getxattr,
+            Opcode.LISTXATTR: self._listxattr,
+            Opcode.LSEEK: self._lseek,
+            # EXDEV and EOPNOTSUPP make callers fall back to reading and writing; ENOSYS is not asked again.
+            Opcode.FALLOCATE: self._always(errno.EOPNOTSUPP),
+            Opcode.COPY_FILE_RANGE: self._always(errno.ENOSYS),
+            Opcode.COPY_FILE_RANGE_64: self._always(errno.ENOSYS),
+            Opcode.IOCTL: self._always(errno.ENOTTY),
+            Opcode.TMPFILE: self._always(errno.EOPNOTSUPP),
+            Opcode.STATX: self._always(errno.ENOSYS),
+            Opcode.SYNCFS: self._always(errno.ENOSYS),
+            Opcode.FLUSH: self._always(errno.ENOSYS),
+            # Requests are answered in one go, so there is never anything to interrupt.
+            Opcode.INTERRUPT: self._always(errno.ENOSYS),
+        }
+        served = ALWAYS | FAST if fast else ALWAYS
+        self._handlers: list[Handler | None] = [None] * (max(Opcode) + 1)
+        for opcode in served:
+            self._handlers[opcode] = known[opcode]
+        self._shortest = [_SHORTEST.get(opcode, 0) for opcode in range(len(self._handlers))]
+
+    def answer(self, length: int) -> bool:
+        """Answer the request of `length` bytes in the buffer; False if it is not this plane's."""
+        size, opcode, unique, nodeid, *_ = abi.IN_HEADER.unpack_from(self._buffer)
+        handler = self._handlers[opcode] if opcode < len(self._handlers) else None
+        if handler is None:
+            return False
+        self.answered += 1
+        try:
+            if size != length or length - _BODY < self._shortest[opcode]:
+                raise refusal(errno.EINVAL)
+            handler(unique, nodeid, length)
+        except Exception as error:
+            if opcode not in _NO_REPLY:
+                reply(self._fuse, abi.error_reply(unique, errno_of(error)))
+        return True
+
+    # -- names and attributes -------------------------------------------------------------------
+
+    def _name(self, start: int, length: int) -> bytes:
+        """The name that ends the request."""
+        name = bytes(self._view[start : length - 1])
+        if self._buffer[length - 1] or b"\0" in name or b"/" in name or not name:
+            raise refusal(errno.EINVAL)
+        return name
+
+    def _lookup(self, unique: int, nodeid: int, length: int) -> None:
+        node = self._fs.lookup(nodeid, self._name(_BODY, length))
+        if node:
+            self._entry(unique, node)
+        else:
+            reply(self._fuse, abi.error_reply(unique, errno.ENOENT))
+
+    def _entry(self, unique: int, node: int) -> None:
+        fs = self._fs
+        timeout = fs.settings.timeout
+        reply(
+            self._fuse,
+            abi.ENTRY_REPLY.pack(144, 0, unique, node, 0, timeout, fs.attr_timeout(node), 0, 0, *fs.attr(node)),
+        )
+
+    def _forget(self, unique: int, nodeid: int, length: int) -> None:
+        """Nothing is remembered and nothing is answered."""
+
+    def _getattr(self, unique: int, nodeid: int, length: int) -> None:
+        fs = self._fs
+        fs.require(nodeid)
+        reply(self._fuse, abi.ATTR_REPLY.pack(120, 0, unique, fs.attr_timeout(nodeid), 0, *fs.attr(nodeid)))
+
+    def _setattr(self, unique: int, nodeid: int, length: int) -> None:
+        valid, _, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, uid, gid = (
+            abi.SETATTR_IN.unpack_from(self._buffer, _BODY)
+        )
+        now = self._fs.now() if valid & (SetattrValid.ATIME_NOW | SetattrValid.MTIME_NOW) else 0
+        new = Attributes(
+            valid,
+            size,
+            mode,
+            uid,
+            gid,
+            now if valid & SetattrValid.ATIME_NOW else atime * _NSEC + atime_ns,
+            now if valid & SetattrValid.MTIME_NOW else mtime * _NSEC + mtime_ns,
+            ctime * _NSEC + ctime_ns,
+        )
+        self._fs.setattr(nodeid, new)
+        self._getattr(unique, nodeid, length)
+
+    def _mkdir(self, unique: int, nodeid: int, length: int) -> None:
+        mode, umask = abi.MKDIR_IN.unpack_from(self._buffer, _BODY)
+        _, _, _, _, uid, gid, _, _ = abi.IN_HEADER.unpack_from(self._buffer)
+        name = self._name(_BODY + abi.MKDIR_IN.size, length)
+        self._entry(unique, self._fs.mkdir(nodeid, name, mode & ~umask, uid, gid))
+
+    # -- files ----------------------------------------------------------------------------------
+
+    def _open(self, unique: int, nodeid: int, length: int) -> None:
+        flags, _ = abi.OPEN_IN.unpack_from(self._buffer, _BODY)
+        reply(self._fuse, abi.OPEN_REPLY.pack(32, 0, unique, 0, self._fs.open(nodeid, flags), 0))
+
+    def _nothing(self, unique: int, nodeid: int, length: int) -> None:
+        reply(self._fuse, abi.OUT_HEADER.pack(16, 0, unique))
+
+    def _read(self, unique: int, nodeid: int, length: int) -> None:
+        _, offset, size, _, _, _ = abi.READ_IN.unpack_from(self._buffer, _BODY)
+        self._fs.require_file(nodeid)
+        views = list(self._fs.volume.views(nodeid, offset, size))
+        total = sum(map(len, views))
+        try:
+            os.writev(self._fuse, [abi.OUT_HEADER.pack(16 + total, 0, unique), *views])
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise refusal(errno.EIO) from error
+
+    def _write(self, unique: int, nodeid: int, length: int) -> None:
+        _, offset, size, _, _, _ = abi.WRITE_IN.unpack_from(self._buffer, _BODY)
+        start = _BODY + abi.WRITE_IN.size
+        if length - start != size:
+            raise refusal(errno.EINVAL)
+        done = self._fs.write(nodeid, offset, self._view[start:length])
+        reply(self._fuse, abi.WRITE_REPLY.pack(24, 0, unique, done))
+
+    def _fsync(self, unique: int, nodeid: int, length: int) -> None:
+        self._fs.fsync(nodeid)
+        self._nothing(unique, nodeid, length)
+
+    def _lseek(self, unique: int, nodeid: int, length: int) -> None:
+        _, offset, whence = abi.LSEEK_IN.unpack_from(self._buffer, _BODY)
+        found = self._fs.lseek(nodeid, offset, whence)
+        reply(self._fuse, abi.OUT_HEADER.pack(24, 0, unique) + abi.LSEEK_OUT.pack(found))
+
+    # -- directories ----------------------------------------------------------------------------
+
+    def _opendir(self, unique: int, nodeid: int, length: int) -> None:
+        self._fs.opendir(nodeid)
+        reply(self._fuse, abi.OPEN_REPLY.pack(32, 0, unique, 0, 0, 0))
+
+    def _readdir(self, unique: int, nodeid: int, length: int) -> None:
+        _, cookie, size, _, _, _ = abi.READ_IN.unpack_from(self._buffer, _BODY)
+        self._fs.opendir(nodeid)
+        mode = self._tree.mode
+        records: list[bytes] = []
+        room = size
+        for place, node, name in self._fs.entries(nodeid, cookie):
+            need = (abi.DIRENT.size + len(name) + 7) & ~7
+            if need > room:
+                break
+            room -= need
+            records.append(abi.DIRENT.pack(node, place, len(name), mode[node] >> 12) + name.ljust(need - 24, b"\0"))
+        self._listing(unique, records, size - room)
+
+    def _readdirplus(self, unique: int, nodeid: int, length: int) -> None:
+        _, cookie, size, _, _, _ = abi.READ_IN.unpack_from(self._buffer, _BODY)
+        fs = self._fs
+        fs.opendir(nodeid)
+        mode, attr, attr_timeout, pack = self._tree.mode, fs.attr, fs.attr_timeout, abi.DIRENTPLUS.pack
+        timeout = fs.settings.timeout
+        records: list[bytes] = []
+        room = size
+        for place, node, name in fs.entries(nodeid, cookie):
+            count = len(name)
+            need = (abi.DIRENTPLUS.size + count + 7) & ~7
+            if need > room:
+                break
+            room -= need
+            # The kernel takes no reference on `.` and `..`, so they carry no nodeid.
+            entry = node if place == node else 0
+            head = pack(entry, 0, timeout, attr_timeout(node), 0, 0, *attr(node), node, place, count, mode[node] >> 12)
+            records.append(head + name.ljust(need - 152, b"\0"))
+        self._listing(unique, records, size - room)
+
+    def _listing(self, unique: int, records: list[bytes], size: int) -> None:
+        reply(self._fuse, b"".join([abi.OUT_HEADER.pack(16 + size, 0, unique), *records]))
+
+    # -- the rest -------------------------------------------------------------------------------
+
+    def _statfs(self, unique: int, nodeid: int, length: int) -> None:
+        reply(self._fuse, abi.STATFS_REPLY.pack(96, 0, unique, *self._fs.statfs()))
+
+    def _getxattr(self, unique: int, nodeid: int, length: int) -> None:
+        (size,) = abi.GETXATTR_IN.unpack_from(self._buffer, _BODY)
+        start = _BODY + abi.GETXATTR_IN.size
+        self._xattr_value(unique, size, self._fs.getxattr(nodeid, bytes(self._view[start : length - 1])))
+
+    def _listxattr(self, unique: int, nodeid: int, length: int) -> None:
+        (size,) = abi.GETXATTR_IN.unpack_from(self._buffer, _BODY)
+        self._fs.require(nodeid)
+        self._xattr_value(unique, size, b"")
+
+    def _xattr_value(self, unique: int, size: int, value: bytes) -> None:
+        if size == 0:
+            reply(self._fuse, abi.OUT_HEADER.pack(24, 0, unique) + abi.GETXATTR_OUT.pack(len(value)))
+        elif size < len(value):
+            raise refusal(errno.ERANGE)
+        else:
+            reply(self._fuse, abi.OUT_HEADER.pack(16 + len(value), 0, unique) + value)
+
+    def _always(self, number: int) -> Handler:
+        def refuse(unique: int, nodeid: int, length: int) -> None:
+            reply(self._fuse, abi.error_reply(unique, number))
+
+        return refuse
+
+
+def reply(fuse: int, data: bytes) -> None:
+    """Write a reply. One that comes too late, since its request was interrupted or the mount is gone, is dropped."""
+    try:
+        os.write(fuse, data)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
