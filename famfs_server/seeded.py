@@ -23,10 +23,10 @@ Words = NDArray[np.uint64]
 
 _MASK: Final = (1 << 64) - 1
 
-# A lane is so many draws: long enough that finding its start costs a tenth of drawing it, short enough that
-# 2 MiB fill all lanes. It is an odd number of cache lines, or the lanes would fight for a few places in the
-# cache while they are written side by side.
-_LANE: Final = 144
+# A lane is 2**7 draws: long enough that finding its start costs a fraction of drawing it, short enough that
+# 2 MiB fill all lanes.
+_LANE_BITS: Final = 7
+_LANE: Final = 1 << _LANE_BITS
 _LANES: Final = 4096
 
 # Draws of all lanes are collected this many steps deep, then turned into the order of the stream.
@@ -71,12 +71,9 @@ def _product(matrix: tuple[int, ...], state: int) -> int:
 
 @cache
 def _jump(power: int) -> tuple[int, ...]:
-    """The matrix of the steps of 2**power lanes."""
+    """The matrix of 2**power steps."""
     if power == 0:
-        columns = [1 << bit for bit in range(128)]
-        for _ in range(_LANE):
-            columns = [_step(column) for column in columns]
-        return tuple(columns)
+        return tuple(_step(1 << bit) for bit in range(128))
     half = _jump(power - 1)
     return tuple(_product(half, column) for column in half)
 
@@ -96,7 +93,7 @@ def _lane_states(state: int, count: int) -> tuple[Words, Words]:
     """The states at the starts of `count` lanes in a row, the first of which starts at `state`."""
     states = np.empty((count, 2), dtype="<u8")
     states[0] = state & _MASK, state >> 64
-    known, power = 1, 0
+    known, power = 1, _LANE_BITS
     while known < count:
         # As many new lanes as there are known ones, each that many lanes behind a known one.
         new = states[known : min(2 * known, count)]
@@ -131,7 +128,7 @@ class SeededStream:
         The stores are ordinary ones: give it memory of this process, not of a device. ValueError for a
         negative offset or a buffer that is not writable and contiguous.
         """
-        target = np.frombuffer(buffer, dtype=np.uint8)
+        target = np.frombuffer(memoryview(buffer), dtype=np.uint8)
         if not target.flags.writeable:
             raise ValueError("the buffer to fill is read-only")
         done = 0
@@ -145,7 +142,7 @@ class SeededStream:
 
         ValueError for a negative offset or a buffer that is not contiguous.
         """
-        given = np.frombuffer(buffer, dtype=np.uint8)
+        given = np.frombuffer(memoryview(buffer), dtype=np.uint8)
         done = 0
         while done < given.size:
             part = self._part(offset + done, given.size - done)
@@ -168,7 +165,7 @@ class SeededStream:
     def _draw(self, lane: int, count: int) -> None:
         """Draw the lanes from `lane` on into the first `count` rows of the stream."""
         if lane != self._next_lane:
-            state, power, left = self._start, 0, lane
+            state, power, left = self._start, _LANE_BITS, lane
             while left:
                 if left & 1:
                     state = _product(_jump(power), state)

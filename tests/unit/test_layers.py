@@ -48,9 +48,7 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
             continue
         target = rest.split(".")[0]
         if target in LEVEL:
-            allowed = target == room or (
-                room in LEVEL and room not in ONLY_ERRORS and LEVEL[target] < LEVEL[room]
-            )
+            allowed = target == room or (room in LEVEL and room not in ONLY_ERRORS and LEVEL[target] < LEVEL[room])
         elif target in LEAVES:
             allowed = target == "errors" or (room in LEVEL and room not in ONLY_ERRORS)
         else:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guest's dax devices, and binding them to one driver or another by sysfs.
+
+These tests need a machine whose dax devices they may unbind and overwrite: the guest that scripts/vm-test boots.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+DEVICES = Path("/sys/bus/dax/devices")
+DRIVERS = Path("/sys/bus/dax/drivers")
+DRIVER_OF_MODE = {"devdax": "device_dax", "fsdev": "fsdev_dax", "unbound": None}
+
+# An emulated processor starts a Python program thirty times more slowly than a real one.
+SLOW_SECONDS = 240
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests of this folder outside the guest, and gives them time inside an emulated one."""
+    for item in items:
+        if FOLDER in item.path.parents:
+            if os.environ.get("VM_TEST") != "1":
+                item.add_marker(pytest.mark.skip(reason="needs the guest that scripts/vm-test boots"))
+            elif os.environ.get("VM_TEST_ACCEL") == "tcg" and not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
+
+
+def bound_driver(name: str) -> str | None:
+    """The driver that the device `name` (such as dax0.0) is bound to, or None."""
+    link = DEVICES / name / "driver"
+    return link.resolve().name if link.exists() else None
+
+
+def bind(name: str, driver: str | None) -> None:
+    """Moves the device to a driver, None for no driver.
+
+    `new_id` is what binds a device of special-purpose memory: to plain `bind` the kernel answers ENODEV, since
+    such a device asks for the kmem driver.
+    """
+    bound = bound_driver(name)
+    if bound == driver:
+        return
+    if bound is not None:
+        (DRIVERS / bound / "unbind").write_text(name)
+        (DRIVERS / bound / "remove_id").write_text(name)
+    if driver is not None:
+        (DRIVERS / driver / "new_id").write_text(name)
+    assert bound_driver(name) == driver
+
+
+@pytest.fixture(scope="session")
+def dax_names() -> list[str]:
+    """The names of the guest's dax devices, the smallest first."""
+    return sorted(os.listdir(DEVICES), key=lambda name: (int((DEVICES / name / "size").read_text()), name))
+
+
+@pytest.fixture(scope="session")
+def set_mode(dax_names: list[str]) -> Iterator[Callable[[str, str], Path]]:
+    """`set_mode(name, mode)` brings a device into the mode devdax, fsdev or unbound, and gives its device node.
+
+    A mode that this kernel does not have skips the test. After the last test every device is as it was.
+    """
+    before = {name: bound_driver(name) for name in dax_names}
+
+    def switch(name: str, mode: str) -> Path:
+        driver = DRIVER_OF_MODE[mode]
+        if driver is not None and not (DRIVERS / driver).exists():
+            pytest.skip(f"this kernel has no {driver} driver")
+        bind(name, driver)
+        return Path("/dev", name)
+
+    yield switch
+    for name, driver in before.items():
+        bind(name, driver)
