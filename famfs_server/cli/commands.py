@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one table of the commands of `famfs`: help and completion come from it, and only the chosen module is imported."""
+"""The one table of the commands of `famfs`. Help comes from it, and only the chosen module is ever imported."""
 
 import importlib
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -37,7 +37,7 @@ class Statuses:
 
 
 def tool(
-    name: str, *, help_names: Sequence[str] = HELP_NAMES, **settings: Any
+    name: str, *, help_names: Sequence[str] = HELP_NAMES, cls: type[click.Command] = click.Command
 ) -> Callable[[Callable[..., int | None]], click.Command]:
     """A decorator that makes a click command of a function with options; its help is the function's docstring.
 
@@ -46,8 +46,7 @@ def tool(
     context = {"help_option_names": list(help_names), "max_content_width": 110}
 
     def decorate(function: Callable[..., int | None]) -> click.Command:
-        make = click.command(name, context_settings=context, **settings)
-        return make(version_option(function))
+        return click.command(name, cls=cls, context_settings=context)(version_option(function))
 
     return decorate
 

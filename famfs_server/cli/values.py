@@ -45,7 +45,7 @@ def human_size(size: int) -> str:
     return f"{size / (1 << 10 * exponent):.2f}{UNITS[exponent - 1]}"
 
 
-class _Parsed(click.ParamType):
+class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
     """A parameter type made of a function that raises ValueError."""
 
     def parse(self, text: str) -> Any:

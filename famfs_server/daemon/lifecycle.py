@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a mount command to a daemon: every check that needs no mount, then the supervisor, in this process or another."""
+"""From a mount command to a daemon: every check that needs no mount, then the supervisor, here or in the background."""
 
 import errno
 import hashlib

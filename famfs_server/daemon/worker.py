@@ -100,7 +100,13 @@ async def _main(
         def finished() -> None:
             token.run_sync_soon(nursery.cancel_scope.cancel)
 
-        channel.start(filesystem, decision, fast=assignment.options.fastpath, finished=finished)
+        channel.start(
+            filesystem,
+            decision,
+            fast=assignment.options.fastpath,
+            devices=(os.path.realpath(assignment.device.path),),
+            finished=finished,
+        )
         nursery.start_soon(pyfuse3.main)
         await trio.to_thread.run_sync(channel.wait_initialised)
         tell(assignment.messages, {"ready": decision.reason, "data_path": decision.data_path})

@@ -16,6 +16,7 @@ from famfs_server.errors import NegotiationError
 from famfs_server.fuse import abi, negotiation
 from famfs_server.fuse.dialects import Decision, InitRequest
 from famfs_server.fuse.filesystem import FileSystem
+from famfs_server.fuse.fmap_replies import FmapReplies
 from famfs_server.fuse.requests import RequestPlane
 
 log = logging.getLogger(__name__)
@@ -58,15 +59,25 @@ class Channel:
         self._init = bytes(self._view[:length])
         return self.request
 
-    def start(self, filesystem: FileSystem, decision: Decision, *, fast: bool, finished: Callable[[], None]) -> None:
+    def start(
+        self,
+        filesystem: FileSystem,
+        decision: Decision,
+        *,
+        fast: bool,
+        devices: tuple[str, ...],
+        finished: Callable[[], None],
+    ) -> None:
         """Hand INIT to libfuse, and begin to serve in two threads once it is answered.
 
-        `finished` is called from a thread when the connection has ended: unmounted or aborted. Whoever calls this runs
-        pyfuse3's main loop meanwhile, which makes libfuse answer.
+        `devices` are the paths of the devices by number, for kernels that ask. `finished` is called from a thread when
+        the connection has ended: unmounted or aborted. Whoever calls this runs pyfuse3's main loop meanwhile, which
+        makes libfuse answer.
         """
         if self.request is None:
             raise ValueError("INIT has not been read")
-        self.plane = RequestPlane(filesystem, self.fuse, self._buffer, fast=fast)
+        maps = FmapReplies(filesystem, decision.candidates, devices) if decision.candidates else None
+        self.plane = RequestPlane(filesystem, self.fuse, self._buffer, fast=fast, maps=maps)
         self._our_end.send(negotiation.mask_for_libfuse(self._init))
         threading.Thread(target=self._replies, args=(self.request, decision), name="replies", daemon=True).start()
         threading.Thread(target=self._requests, args=(finished,), name="requests", daemon=True).start()
@@ -94,6 +105,8 @@ class Channel:
                         continue
                     if error.errno not in (errno.ENODEV, errno.ECONNABORTED):
                         log.error("cannot read requests: %s", error)
+                    return
+                if not length:
                     return
                 if not answer(length):
                     self.relayed += 1

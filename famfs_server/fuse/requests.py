@@ -7,6 +7,7 @@ that a poisoned page becomes EIO for one reader and not a SIGBUS for all (design
 """
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from typing import Final
@@ -14,6 +15,9 @@ from typing import Final
 from famfs_server.fuse import abi
 from famfs_server.fuse.abi import Opcode, SetattrValid
 from famfs_server.fuse.filesystem import Attributes, FileSystem, errno_of, refusal
+from famfs_server.fuse.fmap_replies import FmapReplies
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[int, int, int], None]
 """Answers a request: its unique, its nodeid and its length; the rest lies in the buffer."""
@@ -78,13 +82,29 @@ _SHORTEST: Final[dict[int, int]] = {
 """The least length of a request's body; shorter ones are EINVAL."""
 
 _NSEC = 10**9
+_OPCODES = 64
+"""Opcodes below this can have a handler: the kernel's own and those of famfs."""
 
 
 class RequestPlane:
     """Answers requests that lie in `buffer` on the descriptor `fuse`."""
 
-    def __init__(self, filesystem: FileSystem, fuse: int, buffer: bytearray, *, fast: bool) -> None:
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        fuse: int,
+        buffer: bytearray,
+        *,
+        fast: bool,
+        maps: FmapReplies | None = None,
+        no_open: bool = True,
+    ) -> None:
+        """`fast` serves the hot opcodes too. `maps` answers for extent maps, on connections that have them; `no_open`
+        then tells the kernel never to ask for an OPEN again, so that later opens cost nothing (design 4)."""
         self._fs = filesystem
+        self._maps = maps
+        self.unmapped = 0
+        """READ and WRITE requests for files that the kernel should have mapped."""
         self._tree = filesystem.namespace
         self._fuse = fuse
         self._buffer = buffer
@@ -124,9 +144,17 @@ class RequestPlane:
             Opcode.INTERRUPT: self._always(errno.ENOSYS),
         }
         served = ALWAYS | FAST if fast else ALWAYS
-        self._handlers: list[Handler | None] = [None] * (max(Opcode) + 1)
+        self._handlers: list[Handler | None] = [None] * _OPCODES
         for opcode in served:
             self._handlers[opcode] = known[opcode]
+        if maps is not None:
+            self._handlers[maps.get_fmap_opcode] = self._get_fmap
+            if maps.get_daxdev_opcode is not None:
+                self._handlers[maps.get_daxdev_opcode] = self._get_daxdev
+            if no_open:
+                self._handlers[Opcode.OPEN] = self._always(errno.ENOSYS)
+            self._handlers[Opcode.READ] = self._watched(self._read)
+            self._handlers[Opcode.WRITE] = self._watched(self._write)
         self._shortest = [_SHORTEST.get(opcode, 0) for opcode in range(len(self._handlers))]
 
     def answer(self, length: int) -> bool:
@@ -280,6 +308,31 @@ class RequestPlane:
 
     def _listing(self, unique: int, records: list[bytes], size: int) -> None:
         reply(self._fuse, b"".join([abi.OUT_HEADER.pack(16 + size, 0, unique), *records]))
+
+    # -- extent maps ----------------------------------------------------------------------------
+
+    def _get_fmap(self, unique: int, nodeid: int, length: int) -> None:
+        assert self._maps is not None
+        payload = self._maps.get_fmap(nodeid, bytes(self._view[_BODY:length]))
+        reply(self._fuse, abi.OUT_HEADER.pack(16 + len(payload), 0, unique) + payload)
+
+    def _get_daxdev(self, unique: int, index: int, length: int) -> None:
+        assert self._maps is not None
+        reply(self._fuse, abi.OUT_HEADER.pack(296, 0, unique) + self._maps.get_daxdev(index))
+
+    def _watched(self, serve: Handler) -> Handler:
+        """The watchdog: a kernel that maps files never sends these requests (protocol 1.4)."""
+
+        def serve_and_count(unique: int, nodeid: int, length: int) -> None:
+            self.unmapped += 1
+            if self.unmapped == 1:
+                log.error(
+                    "the kernel negotiated extent maps but sends reads and writes: it does not use them, and what "
+                    "programs see is not coherent with other hosts; mount with fmap=never, or mend the kernel"
+                )
+            serve(unique, nodeid, length)
+
+        return serve_and_count
 
     # -- the rest -------------------------------------------------------------------------------
 

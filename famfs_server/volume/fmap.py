@@ -3,7 +3,11 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from famfs_server.omf.log import Extent, Fmap
+from famfs_server.volume.namespace import EXTENT
 
 
 def runs(fmap: Fmap, offset: int, length: int) -> Iterator[Extent]:
@@ -47,19 +51,16 @@ def _pieces(fmap: Fmap, offset: int, length: int) -> Iterator[Extent]:
         base += extent.length
 
 
-def unroll(fmap: Fmap, size: int) -> tuple[Extent, ...]:
-    """Simple extents that mean the same as an interleaved map, every one a whole chunk long.
+def unroll(strips: NDArray[np.void], chunk_size: int, size: int) -> NDArray[np.void]:
+    """Simple extents that mean the same as `strips` (rows of EXTENT) do for a file of `size` bytes.
 
-    The last one stays whole too: kernels that accept only simple extents want aligned lengths (protocol 6.4).
+    Every extent is a whole chunk, the last one too: kernels that accept only simple extents want aligned lengths
+    (protocol 6.4). A file of 1 TiB has half a million of them, so they are made as columns.
     """
-    if not fmap.chunk_size:
-        return fmap.extents
-    chunk_size, strips = fmap.chunk_size, len(fmap.extents)
-    return tuple(
-        Extent(
-            fmap.extents[chunk % strips].device,
-            fmap.extents[chunk % strips].offset + (chunk // strips) * chunk_size,
-            chunk_size,
-        )
-        for chunk in range(-(-size // chunk_size))
-    )
+    chunk = np.arange(-(-size // chunk_size), dtype=np.uint64)
+    strip = (chunk % len(strips)).astype(np.int64)
+    extents = np.zeros(len(chunk), EXTENT)
+    extents["device"] = strips["device"][strip]
+    extents["offset"] = strips["offset"][strip] + chunk // len(strips) * chunk_size
+    extents["length"] = chunk_size
+    return extents

@@ -17,6 +17,7 @@ from stat import S_IFDIR, S_IFREG, S_ISDIR
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from famfs_server.omf import layout
 from famfs_server.omf.log import Extent, Fmap
@@ -210,10 +211,14 @@ class Namespace:
         mode = self.mode
         return (nodeid for nodeid in range(FIRST_NODEID, self.published) if mode[nodeid])
 
+    def extent_rows(self, nodeid: int) -> NDArray[np.void]:
+        """The file's extents or strips, as rows of EXTENT."""
+        start = self.extent_start[nodeid]
+        return self.extents[start : start + self.extent_count[nodeid]]
+
     def fmap(self, nodeid: int) -> Fmap:
         """Where the file's bytes are."""
-        start = self.extent_start[nodeid]
-        rows = self.extents[start : start + self.extent_count[nodeid]].tolist()
+        rows = self.extent_rows(nodeid).tolist()
         return Fmap(tuple(Extent(d, o, n) for d, _, o, n in rows), self.chunk[nodeid])
 
     # -- growing (under the volume's lock) ------------------------------------------------------

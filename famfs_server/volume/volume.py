@@ -138,6 +138,11 @@ class Volume:
         """Let go of the namespace. The devices' memory belongs to whoever mapped it."""
         self.namespace.close()
 
+    @property
+    def devices(self) -> list[UUID | None]:
+        """The UUIDs of the devices by number, as the log names them; the primary's is in the superblock."""
+        return self._replay.devices
+
     # -- following the log ----------------------------------------------------------------------
 
     def stale(self) -> bool:

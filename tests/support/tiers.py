@@ -96,8 +96,13 @@ def run_pytest(tier: str, limit: float, environment: dict[str, str], seed: int) 
     result = Result(tier)
     with tempfile.TemporaryDirectory(prefix="famfs-test-") as directory:
         report = Path(directory) / "report.xml"
-        command = [sys.executable, "-m", "pytest", f"tests/{tier}", "-q", "-rsf", f"--junitxml={report}"]
-        status = run([*command, f"--hypothesis-seed={seed}"], limit, environment)
+        tests = [f"tests/{tier}", "-q", "-rsf", f"--hypothesis-seed={seed}"]
+        if tier == "vm":
+            report = Path(directory) / "junit.xml"
+            guest = ["scripts/vm-test", "--timeout", f"{limit - GRACE:.0f}", "--results", directory, "--pytest", "--"]
+            status = run([*guest, *tests], limit, environment)
+        else:
+            status = run([sys.executable, "-m", "pytest", *tests, f"--junitxml={report}"], limit, environment)
         outcomes = list(cases(report)) if report.exists() else []
     skips: dict[str, list[str]] = {}
     for name, outcome, reason in outcomes:
@@ -161,9 +166,7 @@ def main() -> int:
         print(f"{result.tier:6} {counts} {result.seconds:7.1f} s")
         for note in result.notes:
             print(f"       {note}")
-    passed, failed, skipped = (
-        sum(getattr(r, key) for r in results) for key in ("passed", "failed", "skipped")
-    )
+    passed, failed, skipped = (sum(getattr(r, key) for r in results) for key in ("passed", "failed", "skipped"))
     print(f"{passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed else 0
 

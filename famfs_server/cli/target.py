@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a command works: a file system that is mounted, or one on a device that is not, behind one face.
+
+A command asks `Targets` for the place that a path names and never learns which of the two it is.
+"""
+
+import errno
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import click
+
+from famfs_server.daemon.control_client import FileRequest
+from famfs_server.errors import NoSuchPathError, PathError
+from famfs_server.fuse import mountapi
+
+if TYPE_CHECKING:
+    from famfs_server.volume.volume import Volume
+
+FSTYPE = "fuse.famfs"
+META = b".meta"
+
+
+class NotFamfsError(PathError):
+    """The path does not lie in a famfs file system."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is known of a file or directory. `size` in bytes, `mode` permission bits only."""
+
+    is_directory: bool
+    is_file: bool
+    size: int
+    mode: int
+
+
+class OpenFile(Protocol):
+    """A file of the file system whose bytes can be moved. Offsets and lengths are in bytes."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes of a range; shorter only at the end of the file."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Store all of `data`, or raise."""
+
+    def flush(self) -> None:
+        """Write everything back to memory, where other hosts see it."""
+
+    def close(self) -> None:
+        """Give the file back."""
+
+
+class Target(ABC):
+    """One file system. Paths are bytes, normalised, relative to its root; the root's is empty."""
+
+    @abstractmethod
+    def status(self, path: bytes) -> Status | None:
+        """The file or directory at `path`, or nothing."""
+
+    @abstractmethod
+    def create(self, files: Sequence[FileRequest]) -> None:
+        """Make `files`: all of them, or none."""
+
+    @abstractmethod
+    def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> None:
+        """Make a directory."""
+
+    @abstractmethod
+    def open(self, path: bytes, *, writable: bool = False) -> OpenFile:
+        """Open a file for its bytes."""
+
+    @abstractmethod
+    def volume(self) -> "Volume":
+        """The file system's metadata, to look at."""
+
+    @abstractmethod
+    def follow(self) -> None:
+        """Take in what other hosts have appended to the log."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A path in a file system; `name` is what the user called it."""
+
+    target: Target
+    path: bytes
+    name: str
+
+    def below(self, name: bytes) -> "Place":
+        """The place of `name` in this directory."""
+        path = self.path + b"/" + name if self.path else name
+        return Place(self.target, path, os.path.join(self.name, os.fsdecode(name)))
+
+    def status(self) -> Status | None:
+        """What is at this place, if anything is."""
+        return self.target.status(self.path)
+
+    def require_file(self) -> Status:
+        """The status of the file here. Raises PathError for a directory or for nothing."""
+        found = self.status()
+        if found is None:
+            raise NoSuchPathError(f"{self.name}: {os.strerror(errno.ENOENT)}")
+        if not found.is_file:
+            raise PathError(f"{self.name}: is not a regular file")
+        return found
+
+
+class Targets:
+    """Finds the file system of each path that a command was given; gives all of them back at the end.
+
+    `daxdev` names the device whose file system is meant, not mounted here; paths are relative to its root then.
+    """
+
+    def __init__(self, daxdev: str | None, *, write: bool) -> None:
+        self._daxdev = daxdev
+        self._write = write
+        self._stack = ExitStack()
+        self._open: dict[str | int, Target] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def find(self, path: str) -> Place:
+        """The place that `path` names. Raises NotFamfsError for one outside of any famfs file system."""
+        if not path:
+            raise PathError("a path must not be empty")
+        if self._daxdev is not None:
+            from famfs_server.cli.unmounted import DeviceTarget, relative_path
+
+            device, write = self._daxdev, self._write
+            return Place(self._target(device, lambda: DeviceTarget(device, write=write)), relative_path(path), path)
+        mount, inside = find_mount(path)
+        return Place(self._target(mount.mount_id, lambda: _mounted(mount)), inside, path)
+
+    def _target(self, key: str | int, make: Callable[[], Target]) -> Target:
+        if key not in self._open:
+            target = make()
+            self._stack.callback(target.close)
+            self._open[key] = target
+        return self._open[key]
+
+
+def _mounted(mount: mountapi.MountRecord) -> Target:
+    from famfs_server.cli.mounted import MountedTarget
+
+    return MountedTarget(mount)
+
+
+def find_mount(path: str) -> tuple[mountapi.MountRecord, bytes]:
+    """The famfs mount that `path` lies in, and the path relative to the root of its file system."""
+    real = os.path.realpath(path)
+    # The last of the longest: later mounts cover earlier ones.
+    covering: mountapi.MountRecord | None = None
+    for record in mountapi.parse_mountinfo():
+        point = record.mount_point.rstrip("/")
+        longer = covering is None or len(record.mount_point) >= len(covering.mount_point)
+        if (real == point or real.startswith(point + "/")) and longer:
+            covering = record
+    if covering is None or covering.fstype != FSTYPE:
+        raise NotFamfsError(f"{path}: not in a mounted famfs file system (--daxdev names a device that is not mounted)")
+    inside = os.path.relpath(real, covering.mount_point)
+    whole = os.path.normpath(os.path.join(covering.root, inside)).strip("/")
+    return covering, b"" if whole == "." else os.fsencode(whole)
+
+
+def daxdev_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --daxdev."""
+    return click.option(
+        "--daxdev", metavar="DEV", help="Work on this device, not mounted here; paths are relative to its root."
+    )(function)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file system on a device that is not mounted here as a command's target: this process is the volume's user."""
+
+import errno
+import os
+from collections.abc import Sequence
+
+from famfs_server.cli.target import Status, Target
+from famfs_server.daemon.control_client import FileRequest
+from famfs_server.dax import hostid
+from famfs_server.dax.device import DaxDevice, Lock
+from famfs_server.errors import DeviceFaultError, NoSuchPathError, PathError
+from famfs_server.volume import namespace as ns
+from famfs_server.volume.faults import Fault
+from famfs_server.volume.replay import normalise
+from famfs_server.volume.space import Interleave
+from famfs_server.volume.volume import NewFile, Volume
+
+LOCK_SECONDS = 2.0
+"""How long to wait for a daemon that is about to end, or for another command."""
+
+
+def relative_path(path: str) -> bytes:
+    """`path`, relative to the root of a file system, normalised. Raises PathError for one that leads out of it."""
+    plain, fault = normalise(os.fsencode(path).lstrip(b"/"))
+    if fault in (Fault.NONE, Fault.RESERVED_PATH):
+        # `.meta` can be looked at; making something in it is refused by the volume.
+        return plain or os.path.normpath(os.fsencode(path).lstrip(b"/"))
+    if fault is Fault.EMPTY_PATH:
+        return b""
+    raise PathError(f"{path}: {fault.meaning}")
+
+
+class DeviceTarget(Target):
+    """The file system on one device, opened by this process."""
+
+    def __init__(self, device: str, *, write: bool) -> None:
+        """Open, lock and replay. With `write` no other process of this host may write to the log meanwhile."""
+        self._device = DaxDevice.open(device, writable=write)
+        try:
+            self._device.require_lock(
+                Lock.MOUNTED, exclusive=False, wait=LOCK_SECONDS, why="is being formatted or repaired; try again later"
+            )
+            if write:
+                self._device.require_lock(
+                    Lock.WRITER,
+                    exclusive=True,
+                    wait=LOCK_SECONDS,
+                    why="is mounted or being written by another process of this host; use the path in the mount",
+                )
+            try:
+                host = hostid.system_uuid()
+            except hostid.HostIdError:
+                if write:
+                    raise
+                host = None
+            self._volume = Volume(self._device.memory(), host, device)
+        except BaseException:
+            self._device.close()
+            raise
+
+    def _nodeid(self, path: bytes) -> int:
+        nodeid = self._volume.namespace.resolve(path)
+        if not nodeid:
+            raise NoSuchPathError(f"{os.fsdecode(path)}: {os.strerror(errno.ENOENT)}")
+        return nodeid
+
+    def status(self, path: bytes) -> Status | None:
+        tree = self._volume.namespace
+        nodeid = tree.resolve(path)
+        if not nodeid:
+            return None
+        is_directory = tree.is_directory(nodeid)
+        return Status(is_directory, not is_directory, tree.size[nodeid], tree.mode[nodeid] & 0o7777)
+
+    def create(self, files: Sequence[FileRequest]) -> None:
+        self._volume.create_many(
+            [
+                NewFile(
+                    new.path,
+                    new.size,
+                    new.mode,
+                    new.uid,
+                    new.gid,
+                    Interleave(new.striping.buckets, new.striping.strips, new.striping.chunk_size)
+                    if new.striping
+                    else None,
+                )
+                for new in files
+            ]
+        )
+
+    def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> None:
+        self._volume.mkdir(path, mode, uid, gid)
+
+    def open(self, path: bytes, *, writable: bool = False) -> "DeviceFile":
+        nodeid = self._nodeid(path)
+        if self._volume.namespace.is_directory(nodeid):
+            raise PathError(f"{os.fsdecode(path)}: {os.strerror(errno.EISDIR)}")
+        if writable and nodeid < ns.FIRST_NODEID:
+            raise PathError(f"{os.fsdecode(path)}: metadata cannot be written")
+        return DeviceFile(self._volume, nodeid)
+
+    def volume(self) -> Volume:
+        return self._volume
+
+    def follow(self) -> None:
+        self._volume.refresh()
+
+    def close(self) -> None:
+        self._volume.close()
+        self._device.close()
+
+
+class DeviceFile:
+    """A file on the device; every write reaches memory before it returns."""
+
+    def __init__(self, volume: Volume, nodeid: int) -> None:
+        self._volume = volume
+        self._nodeid = nodeid
+        self.size: int = volume.namespace.size[nodeid]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes of a range; shorter only at the end of the file."""
+        return self._volume.read(self._nodeid, offset, length)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Store all of `data`, or raise."""
+        if self._volume.write(self._nodeid, offset, data) != len(data):
+            raise DeviceFaultError("the file ends before the data")
+
+    def flush(self) -> None:
+        """Write everything back to memory, where other hosts see it."""
+        self._volume.write_back(self._nodeid)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tools' side of the control socket: blocking calls that end in a value or in the error that the daemon met.
+
+Imports neither numpy nor trio: a command that only talks to a daemon starts fast.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
+
+import h11
+
+from famfs_server import errors
+from famfs_server.errors import FamfsError
+
+RUN_DIRECTORY = "/run/famfs"
+ENVIRONMENT = "FAMFS_RUN_DIR"
+SOCKET_NAME = "sock"
+SHADOW_XATTR = "user.famfs.shadow"
+"""On every file of a mount: the directory that holds the socket (reference-tools 1.5)."""
+
+CREATE_LIMIT = 10_000
+"""Files in one request to create; as JSON they stay far below the daemon's limit for a request."""
+
+_CALL_SECONDS = 60.0
+_MAX_RESPONSE = 64 << 20
+_CHUNK = 1 << 16
+
+_BY_ERRNO: dict[int, type[FamfsError]] = {
+    errno.EPERM: errors.PrivilegeError,
+    errno.EACCES: errors.PrivilegeError,
+    errno.ENODEV: errors.DeviceError,
+    errno.EBUSY: errors.DeviceBusyError,
+    errno.EIO: errors.DeviceFaultError,
+    errno.EROFS: errors.RoleError,
+    errno.ENOSPC: errors.NoSpaceError,
+    errno.EINVAL: errors.PathError,
+    errno.ENAMETOOLONG: errors.NameTooLongError,
+    errno.ENOENT: errors.NoSuchPathError,
+    errno.ENOTDIR: errors.NotADirectoryPathError,
+    errno.EEXIST: errors.ExistsError,
+}
+
+
+class ControlError(FamfsError):
+    """The daemon cannot be reached, or its answer cannot be understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Striping:
+    """How to stripe a file; checked by whoever allocates."""
+
+    buckets: int
+    strips: int
+    chunk_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRequest:
+    """A file to be made: a normalised path below the root of the file system, size in bytes, attributes."""
+
+    path: bytes
+    size: int
+    mode: int
+    uid: int
+    gid: int
+    striping: Striping | None = None
+
+
+def runtime_directory(uuid: UUID, mount_point: str) -> str:
+    """Where the daemon that serves the file system `uuid` at `mount_point` keeps its socket."""
+    name = hashlib.sha256(f"{uuid}{mount_point}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return os.path.join(os.environ.get(ENVIRONMENT) or RUN_DIRECTORY, name)
+
+
+class ControlClient:
+    """Calls to the daemon whose socket lies in `directory`. One connection for each call."""
+
+    def __init__(self, directory: str, *, seconds: float = _CALL_SECONDS) -> None:
+        """`seconds` is how long the daemon may stay silent."""
+        self.directory = directory
+        self._seconds = seconds
+
+    @classmethod
+    def of_mount(cls, path: str) -> "ControlClient":
+        """The client for the mount that `path` lies in. Raises ControlError where the daemon names no socket."""
+        try:
+            return cls(os.fsdecode(os.getxattr(path, SHADOW_XATTR).rstrip(b"\0")))
+        except OSError as error:
+            raise ControlError(
+                f"{path}: the mount does not say where its control socket is ({os.strerror(error.errno or 0)})"
+            ) from error
+
+    def create(self, files: Sequence[FileRequest]) -> list[int]:
+        """Make `files`, all of them or none; their nodeids. At most CREATE_LIMIT of them."""
+        rows = [
+            {
+                "path": _text(new.path),
+                "size": new.size,
+                "mode": new.mode,
+                "uid": new.uid,
+                "gid": new.gid,
+                "interleave": asdict(new.striping) if new.striping else None,
+            }
+            for new in files
+        ]
+        return [int(nodeid) for nodeid in self._call("POST", "/create", {"files": rows})["nodeids"]]
+
+    def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> int:
+        """Make a directory; its nodeid."""
+        answer = self._call("POST", "/mkdir", {"path": _text(path), "mode": mode, "uid": uid, "gid": gid})
+        return int(answer["nodeid"])
+
+    def status(self) -> dict[str, Any]:
+        """What the daemon says of itself."""
+        return self._call("GET", "/status")
+
+    def pid(self) -> int:
+        """The process that serves the mount."""
+        return int(self.request("GET", "/pid"))
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        try:
+            answer = json.loads(self.request(method, path, b"" if body is None else json.dumps(body).encode()))
+        except ValueError as error:
+            raise ControlError(f"the daemon's answer to {path} makes no sense: {error}") from error
+        if not isinstance(answer, dict):
+            raise ControlError(f"the daemon's answer to {path} is not an object")
+        return answer
+
+    def request(self, method: str, path: str, body: bytes = b"") -> bytes:
+        """The body of the daemon's answer. Raises the daemon's own error, or ControlError."""
+        try:
+            with self._connect() as connection:
+                status, answer = _exchange(connection, method, path, body)
+        except TimeoutError as error:
+            raise ControlError(f"the daemon did not answer {path} within {self._seconds:.0f} seconds") from error
+        except OSError as error:
+            raise ControlError(
+                f"cannot reach the daemon in {self.directory}: {os.strerror(error.errno or errno.EIO)}"
+            ) from error
+        except h11.RemoteProtocolError as error:
+            raise ControlError(f"the daemon's answer to {path} is broken: {error}") from error
+        if status != 200:
+            raise decode_error(status, answer)
+        return answer
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            connection.settimeout(self._seconds)
+            # A socket's address has 108 bytes; by way of a descriptor the directory's path may be longer.
+            directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                connection.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+            finally:
+                os.close(directory)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def decode_error(status: int, body: bytes) -> FamfsError:
+    """The error in a refused request's body: the daemon's own class where this package has it."""
+    try:
+        answer = json.loads(body)
+        number, line, kind = int(answer["errno"]), " ".join(str(answer["error"]).split()), str(answer.get("kind", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ControlError(f"the daemon refused the request with status {status}")
+    named = getattr(errors, kind, None)
+    if isinstance(named, type) and issubclass(named, FamfsError):
+        return named(line)
+    error = _BY_ERRNO.get(number, FamfsError)(line)
+    error.errno = number
+    return error
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")
+
+
+def _exchange(connection: socket.socket, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+    protocol = h11.Connection(h11.CLIENT)
+    headers = [("Host", "localhost"), ("Connection", "close"), ("Content-Length", str(len(body)))]
+    request = b"".join(
+        protocol.send(event) or b""
+        for event in (
+            h11.Request(method=method, target=path, headers=headers),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        )
+    )
+    # A daemon that refuses early answers and closes before it has read everything.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        connection.sendall(request)
+    status, chunks, received = 0, [], 0
+    while True:
+        event = protocol.next_event()
+        if event is h11.NEED_DATA:
+            protocol.receive_data(connection.recv(_CHUNK))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            received += len(event.data)
+            if received > _MAX_RESPONSE:
+                raise ControlError(f"the daemon's answer to {path} is larger than {_MAX_RESPONSE} bytes")
+            chunks.append(bytes(event.data))
+        elif isinstance(event, h11.EndOfMessage):
+            return status, b"".join(chunks)
+        elif isinstance(event, h11.ConnectionClosed):
+            raise ControlError(f"the daemon closed the connection without an answer to {path}")

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fsck: the media examined from scratch, as figures, findings and text (docs/format.md 5.3, 6.1, 6.5).
+
+Space is counted here in another way than the allocator does: every entry with a right checksum counts, shown or
+skipped, which is how the reference counts; where the two differ, somebody should know. Nothing is ever repaired.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+
+from famfs_server.errors import DeviceFaultError, UsageError
+from famfs_server.omf import layout, log
+from famfs_server.omf.layout import EntryType, ExtentType
+from famfs_server.omf.log import LogHeader
+from famfs_server.omf.superblock import Superblock
+from famfs_server.volume import namespace as ns
+from famfs_server.volume.faults import Fault
+from famfs_server.volume.replay import BLOCK, Damage, Stop, valid_prefix
+from famfs_server.volume.volume import DeviceMemory, Role, Volume
+
+_SHOWN_PATHS = 1000
+"""Skipped entries listed one by one; a hostile log can hold millions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A log entry with a right checksum that is not shown, and why."""
+
+    index: int
+    fault: Fault
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One of N equal parts of the first device, for striping. In bytes."""
+
+    number: int
+    used: int
+    free: int
+    largest_free: int
+
+
+@dataclass(slots=True)
+class Usage:
+    """What the entries with right checksums say, by the reference's rules (format 6.1). In bytes and counts."""
+
+    entries: int = 0
+    bad_entries: int = 0
+    """Entries below `next_index` whose checksum or sequence number is wrong."""
+    files: int = 0
+    directories: int = 0
+    file_bytes: int = 0
+    collisions: int = 0
+    """Allocation units that more than one extent, or an extent and the metadata, claim."""
+    allocated: int = 0
+    """Superblock and log included."""
+    used: list[tuple[int, int]] = field(default_factory=list)
+    """Disjoint ranges of allocation units in use on the first device, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of `examine`. Sizes are in bytes."""
+
+    device: str
+    superblock: Superblock
+    header: LogHeader
+    role: Role
+    capacity: int
+    """Whole allocation units of the first device."""
+    usage: Usage
+    further_devices: tuple[tuple[UUID | None, int], ...]
+    shown_files: int
+    shown_directories: int
+    skipped: tuple[Skipped, ...]
+    skipped_count: int
+    stop: Stop | None
+    notes: tuple[str, ...]
+
+    @property
+    def free(self) -> int:
+        """Bytes that no entry claims."""
+        return self.capacity - self.usage.allocated
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is wrong with the media."""
+        return not (self.usage.collisions or self.usage.bad_entries or self.skipped_count or self.stop)
+
+    @property
+    def exit_status(self) -> int:
+        """What `famfs fsck` ends with: the number of collisions, as the reference does (format 6.5)."""
+        return self.usage.collisions
+
+    @property
+    def fsck_bits(self) -> int:
+        """What `fsck.famfs` ends with: 0 clean, 4 errors left (conventions 1.3)."""
+        return 0 if self.clean else 4
+
+    def buckets(self, count: int) -> list[Bucket]:
+        """The first device in `count` equal parts. Raises UsageError for a count that no striping can have."""
+        if not 1 <= count <= layout.MAX_BUCKETS:
+            raise UsageError(f"the number of buckets must be 1 to {layout.MAX_BUCKETS}, not {count}")
+        unit = self.superblock.alloc_unit
+        size = self.capacity // unit // count
+        found = []
+        for number in range(count):
+            start, end = number * size, (number + 1) * size
+            at, used, largest = start, 0, 0
+            for run_start, run_end in self.usage.used:
+                low, high = max(run_start, start), min(run_end, end)
+                if low < high:
+                    largest = max(largest, low - at)
+                    used += high - low
+                    at = high
+            largest = max(largest, end - at)
+            found.append(Bucket(number, used * unit, (size - used) * unit, largest * unit))
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        usage = self.usage
+        return {
+            "device": self.device,
+            "uuid": str(self.superblock.uuid),
+            "device_uuid": str(self.superblock.device_uuid),
+            "owner_uuid": str(self.superblock.system_uuid),
+            "role": self.role.value,
+            "version": self.superblock.version,
+            "omf_version": list(self.superblock.omf_version),
+            "alloc_unit": self.superblock.alloc_unit,
+            "device_path": self.superblock.device_path,
+            "device_size": self.superblock.device_size,
+            "capacity": self.capacity,
+            "allocated": usage.allocated,
+            "free": self.free,
+            "file_bytes": usage.file_bytes,
+            "log_length": self.header.length,
+            "log_entries": self.header.next_index,
+            "log_capacity": self.header.last_index + 1,
+            "files": usage.files,
+            "directories": usage.directories,
+            "shown_files": self.shown_files,
+            "shown_directories": self.shown_directories,
+            "collisions": usage.collisions,
+            "bad_entries": usage.bad_entries,
+            "skipped_count": self.skipped_count,
+            "skipped": [
+                {"index": entry.index, "fault": entry.fault.name.lower(), "path": entry.path} for entry in self.skipped
+            ],
+            "stop": None if self.stop is None else {"index": self.stop.index, "damage": self.stop.damage.value},
+            "further_devices": [{"uuid": str(uuid), "size": size} for uuid, size in self.further_devices],
+            "notes": list(self.notes),
+            "clean": self.clean,
+        }
+
+
+def examine(memory: DeviceMemory, device: str, host: UUID | None) -> Report:
+    """Examine the file system in `memory`; `host` is this host's UUID, which decides the role.
+
+    Raises MediaError where superblock or log header are invalid, DeviceFaultError where they cannot be read.
+    """
+    volume = Volume(memory, host, device)
+    try:
+        header = log.decode_header(
+            memory.read_fresh(layout.LOG_OFFSET, layout.LOG_HEADER_SIZE), volume.superblock.log_length
+        )
+        figures = volume.statistics()
+        skipped = []
+        for fault, indexes in volume.namespace.faults().items():
+            skipped += [(index, fault) for index in indexes]
+        skipped.sort()
+        unit = volume.superblock.alloc_unit
+        return Report(
+            device=device,
+            superblock=volume.superblock,
+            header=header,
+            role=volume.role,
+            capacity=volume.superblock.device_size // unit * unit,
+            usage=count_usage(memory, header.next_index, volume.superblock),
+            further_devices=tuple(volume.devices()[1:]),
+            shown_files=figures.files,
+            shown_directories=figures.directories,
+            skipped=tuple(
+                Skipped(index, fault, _stored_path(memory, index)) for index, fault in skipped[:_SHOWN_PATHS]
+            ),
+            skipped_count=len(skipped),
+            stop=figures.stop,
+            notes=tuple(_notes(memory, volume.superblock, header)),
+        )
+    finally:
+        volume.close()
+
+
+def _notes(memory: DeviceMemory, superblock: Superblock, header: LogHeader) -> Iterator[str]:
+    natural = layout.natural_last_index(header.length)
+    if header.last_index != natural:
+        yield f"the log's last index is {header.last_index}, not {natural}: part of the log is never used"
+    if header.next_seqnum != header.next_index:
+        yield (
+            f"the log's counters disagree (next_seqnum {header.next_seqnum}, next_index {header.next_index}); "
+            "the next append on the master repairs them"
+        )
+    if superblock.device_size > memory.size > 0:
+        yield f"the superblock says {superblock.device_size} bytes, but the device has only {memory.size}"
+    if superblock.device_size % superblock.alloc_unit:
+        yield f"the last {superblock.device_size % superblock.alloc_unit} bytes of the device are never used"
+
+
+def _stored_path(memory: DeviceMemory, index: int) -> str:
+    """What an entry calls itself, escaped, since nothing about it is to be trusted."""
+    try:
+        data = memory.read_fresh(layout.entry_offset(index), layout.LOG_ENTRY_SIZE)
+    except DeviceFaultError:
+        return ""
+    entry = np.frombuffer(data, layout.LOG_ENTRY, count=1)[0]
+    match int(entry["type"]):
+        case EntryType.FILE:
+            stored = entry["file"]["fm_relpath"]
+        case EntryType.MKDIR:
+            stored = entry["mkdir"]["md_relpath"]
+        case _:
+            return ""
+    text = stored.tobytes().split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def count_usage(memory: DeviceMemory, end: int, superblock: Superblock) -> Usage:
+    """Read the log entries below `end` once, the ones behind an invalid one too, and add up what they claim."""
+    usage = Usage(entries=end)
+    unit = superblock.alloc_unit
+    claims = [np.array([[0, 0, (layout.LOG_OFFSET + superblock.log_length) // unit]], np.uint64)]
+    for index, data, count in _blocks(memory, end):
+        if not data:
+            usage.bad_entries += count
+            continue
+        entries = np.frombuffer(data, layout.LOG_ENTRY, count=count)
+        entries = entries[_valid(data, index, count)]
+        usage.bad_entries += count - len(entries)
+        files = entries[entries["type"] == EntryType.FILE]
+        usage.files += len(files)
+        usage.directories += int(np.count_nonzero(entries["type"] == EntryType.MKDIR))
+        usage.file_bytes += sum(files["file"]["fm_size"].tolist())
+        claims.append(_claims(files["file"]["fm_fmap"], unit))
+    every = np.concatenate(claims)
+    for device in np.unique(every[:, 0]).tolist():
+        spans = every[every[:, 0] == device][:, 1:]
+        if device == 0:
+            limit = np.uint64(superblock.device_size // unit)
+            spans = np.minimum(spans, limit)
+        spans = spans[spans[:, 1] > spans[:, 0]]
+        merged = _merge(spans)
+        claimed = int((spans[:, 1] - spans[:, 0]).sum())
+        covered = int((merged[:, 1] - merged[:, 0]).sum())
+        usage.collisions += claimed - covered
+        if device == 0:
+            usage.allocated = covered * unit
+            usage.used = [(start, end) for start, end in merged.tolist()]
+    return usage
+
+
+def _blocks(memory: DeviceMemory, end: int) -> Iterator[tuple[int, bytes, int]]:
+    """The log in blocks: index of the first entry, its bytes (none where memory cannot be read), and how many."""
+    for index in range(0, end, BLOCK):
+        count = min(BLOCK, end - index)
+        try:
+            data = memory.read_fresh(layout.entry_offset(index), count * layout.LOG_ENTRY_SIZE)
+        except DeviceFaultError:
+            data = b""
+        yield index, data, count
+
+
+def _valid(data: bytes, index: int, count: int) -> NDArray[np.bool_]:
+    """Which of the entries have the right sequence number and checksum."""
+    valid = np.zeros(count, np.bool_)
+    done = 0
+    while done < count:
+        good = valid_prefix(data[done * layout.LOG_ENTRY_SIZE :], index + done, count - done)
+        valid[done : done + good] = True
+        done += good + 1
+    return valid
+
+
+def _claims(fmap: NDArray[Any], unit: int) -> NDArray[np.uint64]:
+    """Rows of (device, first unit, end unit) for all extents and strips of the files."""
+    rows = []
+    number = np.arange(layout.MAX_STRIPS)
+    striped = fmap["ie"][:, 0]
+    for kind, counts, extents in (
+        (ExtentType.SIMPLE, fmap["fmap_nextents"], fmap["se"]),
+        (ExtentType.INTERLEAVED, striped["ie_nstrips"], striped["ie_strips"]),
+    ):
+        chosen = (fmap["fmap_ext_type"] == kind)[:, None] & (number < np.minimum(counts, layout.MAX_STRIPS)[:, None])
+        found = extents[chosen]
+        length = found["se_len"]
+        start = found["se_offset"] // unit
+        units = length // unit + (length % unit != 0)
+        rows.append(np.stack((found["se_devindex"], start, start + units), axis=1))
+    return np.concatenate(rows)
+
+
+def _merge(spans: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The union of (start, end) rows as disjoint rows, ascending."""
+    if not len(spans):
+        return spans
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    reach = np.maximum.accumulate(spans[:, 1])
+    first = np.concatenate(([True], spans[1:, 0] > reach[:-1]))
+    last = np.concatenate((first[1:], [True]))
+    return np.stack((spans[first, 0], reach[last]), axis=1)
+
+
+def describe_stop(stop: Stop) -> str:
+    """One line on where and why the replay ended early, and what that means."""
+    match stop.damage:
+        case Damage.TORN:
+            meaning = "it is hidden, and nothing can be created until it is dealt with"
+        case Damage.CORRUPT:
+            meaning = "this entry and all behind it are hidden, and nothing can be created"
+        case Damage.UNREADABLE:
+            meaning = "entries from there on are hidden"
+    return f"log entry {stop.index}: {stop.damage.value}; {meaning}"
