@@ -15,7 +15,6 @@ _LARGEST_ID = (1 << 32) - 2
 """One below the number that chown takes for "leave it"."""
 LARGEST_SEED = (1 << 32) - 1
 LARGEST_THREADS = 256
-UNITS = "KMGTPE"
 
 
 def parse_size(text: str) -> int:
@@ -35,14 +34,6 @@ def parse_size(text: str) -> int:
     if size > _LARGEST_SIZE:
         raise ValueError(f"{text!r} is larger than any file can be")
     return size
-
-
-def human_size(size: int) -> str:
-    """A size in bytes as people read it: 4.00G."""
-    if size < 1024:
-        return str(size)
-    exponent = min((size.bit_length() - 1) // 10, len(UNITS))
-    return f"{size / (1 << 10 * exponent):.2f}{UNITS[exponent - 1]}"
 
 
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only

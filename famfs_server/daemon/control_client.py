@@ -6,22 +6,18 @@ Imports neither numpy nor trio: a command that only talks to a daemon starts fas
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-from uuid import UUID
 
 import h11
 
 from famfs_server import errors
 from famfs_server.errors import FamfsError
 
-RUN_DIRECTORY = "/run/famfs"
-ENVIRONMENT = "FAMFS_RUN_DIR"
 SOCKET_NAME = "sock"
 SHADOW_XATTR = "user.famfs.shadow"
 """On every file of a mount: the directory that holds the socket (reference-tools 1.5)."""
@@ -72,12 +68,6 @@ class FileRequest:
     uid: int
     gid: int
     striping: Striping | None = None
-
-
-def runtime_directory(uuid: UUID, mount_point: str) -> str:
-    """Where the daemon that serves the file system `uuid` at `mount_point` keeps its socket."""
-    name = hashlib.sha256(f"{uuid}{mount_point}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return os.path.join(os.environ.get(ENVIRONMENT) or RUN_DIRECTORY, name)
 
 
 class ControlClient:

@@ -15,7 +15,7 @@ from typing import NoReturn
 from uuid import UUID
 
 from famfs_server import privileges
-from famfs_server.daemon import supervisor
+from famfs_server.daemon import supervisor, worker
 from famfs_server.daemon.options import MountOptions
 from famfs_server.dax import hostid
 from famfs_server.dax.device import DaxDevice, Lock
@@ -124,10 +124,10 @@ def _supervise(
         if speak is not None:
             os.write(speak, b"{}\n")
             os.close(speak)
-            _leave_terminal()
+            worker.leave_terminal()
 
     try:
-        supervisor.Supervisor(options, device, host, run_directory, ready).run()
+        supervisor.Supervisor(options, device, host, run_directory, ready, background=speak is not None).run()
     finally:
         _remove(run_directory)
 
@@ -185,19 +185,13 @@ def _tell_parent(speak: int, line: str, status: int) -> None:
         log.debug("nobody waits for the outcome any more")
 
 
-def _leave_terminal() -> None:
-    """Give the caller's terminal and pipes back; a program that reads our output must see its end."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(null, descriptor)
-    os.close(null)
-
-
 def _log_to(options: MountOptions, *, syslog: bool) -> None:
     """Logs go to the system's log from a daemon, to standard error in the foreground."""
     root = logging.getLogger("famfs_server")
     handler: logging.Handler = logging.StreamHandler()
-    if syslog and os.path.exists("/dev/log"):
+    # A command that has set up logging of its own says it once more: wanted on a terminal beside the system's log only.
+    root.propagate = syslog and os.path.exists("/dev/log")
+    if root.propagate:
         handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
     handler.setFormatter(logging.Formatter(f"{_PROGRAM}[%(process)d]: %(message)s"))
     root.handlers[:] = [handler]

@@ -9,6 +9,7 @@ the supervisor is killed (decisions 17).
 import json
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
@@ -25,15 +26,23 @@ import prctl
 from famfs_server import privileges
 from famfs_server.daemon import worker
 from famfs_server.daemon.options import MountOptions
+from famfs_server.daemon.worker import Negotiated
 from famfs_server.dax.device import DaxDevice
 from famfs_server.errors import FamfsError, MountError
 from famfs_server.fuse import mountapi
 from famfs_server.fuse.mountapi import DetachedMount
+from famfs_server.fuse.session import Session, SessionRecord
 from famfs_server.omf import layout
 
 log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 60.0
+PULSE_SECONDS = 1.0
+HUNG_SECONDS = 5.0
+"""A worker that has requests and moves none of them for so long is killed and replaced (decisions 16)."""
+MAX_DEATHS = 5
+SOON_SECONDS = 10.0
+"""An idle worker that has lived longer than this did not die of what it began with."""
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -47,6 +56,8 @@ class Supervisor:
     run_directory: Path
     ready: Callable[[], None]
     """Called once the mount is usable."""
+    background: bool = False
+    """Whether the caller's terminal and pipes are given back, by every process of the mount."""
     _selector: selectors.DefaultSelector = field(default_factory=selectors.DefaultSelector)
     _wakeup: socket.socket | None = None
     _children: dict[int, str] = field(default_factory=dict)
@@ -60,6 +71,7 @@ class Supervisor:
         prctl.set_name("famfs-supervisor")
         self._catch_signals()
         fuse = _open_fuse()
+        session = Session.create(fuse)
         try:
             mount = DetachedMount.create(
                 fuse,
@@ -68,7 +80,7 @@ class Supervisor:
                 allow_other=self.options.allow_other,
             )
             try:
-                served = self._start_worker(fuse, mount)
+                served, agreed = self._start_worker(session, mount)
                 self._probe(fuse, mount)
                 device_number = mount.device
                 keepalive = self._start_reaper(fuse, mount, device_number)
@@ -78,7 +90,7 @@ class Supervisor:
             try:
                 self.ready()
                 privileges.keep_only((privileges.CAP_SYS_ADMIN,))
-                self._watch(served, device_number)
+                self._watch(session, served, agreed, device_number)
             finally:
                 _detach(self.options.mount_point, device_number)
                 os.write(keepalive, b"done")
@@ -163,17 +175,30 @@ class Supervisor:
 
     # -- the steps of mounting ------------------------------------------------------------------
 
-    def _start_worker(self, fuse: int, mount: DetachedMount) -> int:
-        """Start the worker and wait until it has answered INIT; its pid."""
-        hear, speak = os.pipe()
-        assignment = worker.Assignment(self.options, self.device, self.host, fuse, self.run_directory, speak)
+    def _fork_worker(self, session: Session, messages: int, takeover: Negotiated | None, *unwanted: int) -> int:
+        """Start a worker without the `unwanted` descriptors; its pid."""
+        assignment = worker.Assignment(
+            self.options,
+            self.device,
+            self.host,
+            session,
+            self.run_directory,
+            messages,
+            takeover,
+            self.background,
+        )
 
         def serve() -> int:
-            os.close(hear)
-            mount.close()
+            for descriptor in unwanted:
+                os.close(descriptor)
             return worker.run(assignment)
 
-        pid = self._fork("worker", serve)
+        return self._fork("worker", serve)
+
+    def _start_worker(self, session: Session, mount: DetachedMount) -> tuple[int, Negotiated]:
+        """Start the first worker and wait until it has answered INIT; its pid, and what was agreed."""
+        hear, speak = os.pipe()
+        pid = self._fork_worker(session, speak, None, hear, mount.fd)
         os.close(speak)
         try:
             while True:
@@ -184,7 +209,7 @@ class Supervisor:
                         message = json.loads(line)
                         if "error" in message:
                             raise _failure(message["error"], message["status"])
-                        return pid
+                        return pid, worker.negotiated(message)
                 if pid in ended:
                     raise MountError(f"the serving process ended with status {ended[pid]} before it could serve")
                 if signals & {*_STOP}:
@@ -231,6 +256,8 @@ class Supervisor:
             mount.close()
             self.device.close()
             os.setsid()
+            if self.background:
+                worker.leave_terminal()
             prctl.set_name("famfs-reaper")
             for number in _STOP:
                 signal.signal(number, signal.SIG_IGN)
@@ -247,27 +274,109 @@ class Supervisor:
 
     # -- while mounted --------------------------------------------------------------------------
 
-    def _watch(self, served: int, device_number: int) -> None:
-        """Wait for the end: an unmount ends the worker, and a signal to us unmounts."""
+    def _watch(self, session: Session, served: int, agreed: Negotiated, device_number: int) -> None:
+        """Wait for the end, which is an unmount; a signal to us unmounts, a worker that dies gets a successor."""
+        record = session.record
+        deaths = Deaths(record)
+        pulse = Pulse(session)
         while True:
-            signals, ended, _ = self._wait()
+            signals, ended, _ = self._wait(timeout=PULSE_SECONDS)
             if served in ended:
-                if ended[served]:
-                    raise MountError(f"the serving process ended with status {ended[served]}; unmounted")
+                status = ended[served]
+                if status == 0:
+                    return
+                if deaths.another():
+                    raise MountError(
+                        f"{MAX_DEATHS} workers in a row have ended without having served anything, the last one with "
+                        f"status {status}; unmounted"
+                    )
+                log.warning("worker %d has ended with status %d; another one takes over", served, status)
+                session.drain()
+                served = self._fork_worker(session, -1, agreed)
+                deaths.begin()
+                pulse.begin()
+            elif pulse.lost():
+                log.error("worker %d has not answered for %.0f seconds; it is replaced", served, HUNG_SECONDS)
+                os.kill(served, signal.SIGKILL)
+                pulse.begin()
+            if signals & {*_STOP} and not self._unmount(device_number):
+                # Detached already, and somebody still has a file open: the second request to stop means it.
                 return
-            if signals & {*_STOP}:
-                self._unmount(device_number)
 
-    def _unmount(self, device_number: int) -> None:
+    def _unmount(self, device_number: int) -> bool:
+        """Unmount, or detach while files are open; False if that has been done before."""
         if not _is_mounted(self.options.mount_point, device_number):
-            # Detached already, and somebody still has a file open: the second request to stop means it.
-            mountapi.abort_connection(os.minor(device_number))
-            return
+            return False
         try:
             mountapi.unmount(self.options.mount_point)
         except MountError as error:
             log.warning("%s; detaching it, files that are open stay usable until they are closed", error)
             mountapi.unmount(self.options.mount_point, lazy=True)
+        return True
+
+
+class Deaths:
+    """Decides when to give up: after deaths in a row that show no progress (decisions 16)."""
+
+    def __init__(self, record: SessionRecord) -> None:
+        self._record = record
+        self._in_hand = 0
+        self._in_a_row = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A worker starts."""
+        self._started = time.monotonic()
+        self._answered = self._record.answered
+
+    def another(self) -> bool:
+        """A worker has died; whether that was one too many.
+
+        A request that was in hand at this death and the one before becomes the poison that the next worker answers
+        with EIO.
+        """
+        in_hand = self._record.in_hand
+        same = in_hand != 0 and in_hand == self._in_hand
+        if same:
+            self._record.poison = in_hand
+        idle = self._record.answered == self._answered and time.monotonic() - self._started < SOON_SECONDS
+        self._in_a_row = self._in_a_row + 1 if same or idle else 0
+        self._in_hand = in_hand
+        return self._in_a_row >= MAX_DEATHS
+
+
+class Pulse:
+    """Notices a worker that lives and does not work: requests wait, and nothing has moved for a while."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._pending = select.poll()
+        self._pending.register(session.fuse, select.POLLIN)
+        self.begin()
+
+    def begin(self) -> None:
+        """A worker starts, or has just moved."""
+        self._moved = time.monotonic()
+        self._seen = self._progress()
+
+    def lost(self) -> bool:
+        """Whether the worker must be replaced."""
+        progress = self._progress()
+        if progress != self._seen or not self._waiting():
+            self._moved = time.monotonic()
+            self._seen = progress
+        return time.monotonic() - self._moved > HUNG_SECONDS
+
+    def _progress(self) -> tuple[int, ...]:
+        record = self._session.record
+        if record.at_libfuse:
+            return record.answered, record.at_libfuse, record.beats
+        return (record.answered,)
+
+    def _waiting(self) -> bool:
+        record = self._session.record
+        readable = any(event & select.POLLIN for _, event in self._pending.poll(0))
+        return readable or record.in_hand != 0 or record.at_libfuse > 0
 
 
 def _failure(line: str, status: int) -> FamfsError:

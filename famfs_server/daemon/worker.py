@@ -7,6 +7,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import prctl
@@ -19,12 +20,27 @@ from famfs_server.dax.device import DaxDevice
 from famfs_server.errors import FamfsError, NegotiationError
 from famfs_server.fuse.abi import InitFlag
 from famfs_server.fuse.channel import Channel
-from famfs_server.fuse.dialects import Decision, Evidence, decide, kallsyms_evidence, probe_push_ioctl
+from famfs_server.fuse.dialects import Decision, Evidence, by_name, decide, kallsyms_evidence, probe_push_ioctl
 from famfs_server.fuse.filesystem import DAY, FileSystem, Settings
 from famfs_server.fuse.operations import FamfsOperations
+from famfs_server.fuse.session import Session
 from famfs_server.volume.volume import Volume
 
 log = logging.getLogger(__name__)
+
+Message = dict[str, str | int | list[str]]
+
+
+BEAT_SECONDS = 1.0
+"""How often the control plane shows that it is alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """What came of INIT, for the workers that come after the one that answered it."""
+
+    init: bytes
+    decision: Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +50,21 @@ class Assignment:
     options: MountOptions
     device: DaxDevice
     host: UUID | None
-    fuse: int
+    session: Session
     run_directory: Path
     messages: int
     """Where the supervisor hears of the outcome: one line of JSON."""
+    takeover: Negotiated | None
+    """What the predecessor negotiated; nothing for the first worker of a mount."""
+    background: bool
+    """Whether the caller's terminal and pipes are given back once the worker serves."""
 
 
 def run(assignment: Assignment) -> int:
     """Serve until the connection ends; the exit status of the process.
 
-    The first message to the supervisor is {"ready": reason} when INIT has been answered, or {"error": line,
-    "status": number}.
+    The message to the supervisor is {"init", "data_path", "reason", "candidates"} when INIT has been answered, or
+    {"error": line, "status": number}.
     """
     prctl.set_name("famfs-worker")
     # The supervisor unmounts; a signal meant for it, sent to the whole group, must not stop the service before.
@@ -60,7 +80,7 @@ def run(assignment: Assignment) -> int:
     return 1
 
 
-def tell(descriptor: int, message: dict[str, str | int]) -> None:
+def tell(descriptor: int, message: Message) -> None:
     """Send one message; nobody listens any more when it is too late, which does not matter."""
     try:
         os.write(descriptor, json.dumps(message).encode() + b"\n")
@@ -68,12 +88,41 @@ def tell(descriptor: int, message: dict[str, str | int]) -> None:
         log.debug("nobody hears %s: %s", message, error)
 
 
+def _ready_message(negotiated: Negotiated) -> Message:
+    decision = negotiated.decision
+    return {
+        "init": negotiated.init.hex(),
+        "data_path": decision.data_path,
+        "reason": decision.reason,
+        "candidates": [dialect.name for dialect in decision.candidates],
+    }
+
+
+def negotiated(message: dict[str, Any]) -> Negotiated:
+    """What a worker's ready message says."""
+    candidates = tuple(by_name(name) for name in message["candidates"])
+    return Negotiated(bytes.fromhex(message["init"]), Decision(message["data_path"], message["reason"], candidates))
+
+
+def leave_terminal() -> None:
+    """Give the caller's terminal and pipes back; a program that reads our output must see its end."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
 def _serve(assignment: Assignment) -> int:
-    options = assignment.options
-    volume = Volume(assignment.device.memory(), assignment.host, assignment.device.path)
-    _report_damage(volume)
-    channel = Channel(assignment.fuse)
-    decision = _negotiate(channel, options)
+    options, session, takeover = assignment.options, assignment.session, assignment.takeover
+    memory = assignment.device.memory()
+    volume = Volume(memory, assignment.host, assignment.device.path, state=session.namespace)
+    channel = Channel(session)
+    if takeover is None:
+        _report_damage(volume)
+        decision = _negotiate(channel, options)
+    else:
+        channel.resume(takeover.init)
+        decision = takeover.decision
     settings = Settings(
         shadow=os.fsencode(assignment.run_directory),
         timeout=DAY if options.timeout is None else int(options.timeout),
@@ -109,7 +158,12 @@ async def _main(
         )
         nursery.start_soon(pyfuse3.main)
         await trio.to_thread.run_sync(channel.wait_initialised)
-        tell(assignment.messages, {"ready": decision.reason, "data_path": decision.data_path})
+        if assignment.background:
+            leave_terminal()
+        tell(assignment.messages, _ready_message(Negotiated(channel.init, decision)))
+        while True:
+            assignment.session.record.beat()
+            await trio.sleep(BEAT_SECONDS)
 
 
 def _negotiate(channel: Channel, options: MountOptions) -> Decision:

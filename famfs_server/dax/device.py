@@ -8,6 +8,7 @@ hardware: nothing but shared mappings whose offset and length are multiples of 2
 import contextlib
 import errno
 import fcntl
+import hashlib
 import mmap
 import os
 import stat
@@ -162,7 +163,9 @@ class DaxDevice:
 
     def lock_host(self, host: UUID, *, wait: float = 0.0) -> bool:
         """Take the exclusive lock that says: the host `host` has this device mounted."""
-        return self._lock(2 + host.int % (1 << 60), True, wait)
+        # All of the UUID counts: those of hosts that one machine or one hand made are alike in most of their bits.
+        digest = hashlib.sha256(host.bytes).digest()
+        return self._lock(2 + int.from_bytes(digest[:7], "big"), True, wait)
 
     def unlock(self, lock: Lock) -> None:
         """Give a lock back."""

@@ -8,7 +8,6 @@ libfuse sees it and completed before the kernel does, and requests that libfuse 
 import errno
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable
 
@@ -18,46 +17,35 @@ from famfs_server.fuse.dialects import Decision, InitRequest
 from famfs_server.fuse.filesystem import FileSystem
 from famfs_server.fuse.fmap_replies import FmapReplies
 from famfs_server.fuse.requests import RequestPlane
+from famfs_server.fuse.session import BUFFER, Session
 
 log = logging.getLogger(__name__)
 
-MAX_WRITE = 1 << 20
-"""Bytes of one READ or WRITE: 256 pages, what kernels allow unless their administrator raised it."""
-_BUFFER = MAX_WRITE + 4096
-_SOCKET_BUFFER = 8 << 20
-_SMALL_SOCKET_BUFFER = 1 << 17
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
-
 
 class Channel:
-    """One FUSE connection: a descriptor of /dev/fuse whose mount exists, and the pair to libfuse."""
+    """One worker's hold of a session: INIT, then requests and replies in two threads."""
 
-    def __init__(self, fuse: int) -> None:
-        """Take over `fuse`. `max_write` is what one message to libfuse has room for (decisions 17)."""
-        self.fuse = fuse
-        self.libfuse_end, self._our_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.max_write = MAX_WRITE
-        for end in (self.libfuse_end, self._our_end):
-            try:
-                for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
-                    end.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
-            except PermissionError:
-                self.max_write = _SMALL_SOCKET_BUFFER
-                log.debug("CAP_NET_ADMIN is missing: requests are limited to %d bytes", self.max_write)
-        self._buffer = bytearray(_BUFFER)
-        self._view = memoryview(self._buffer)
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.fuse = session.fuse
+        self.libfuse_end, self._our_end = session.libfuse_end, session.our_end
         self._initialised = threading.Event()
         self._failure: NegotiationError | None = None
-        self.request: InitRequest | None = None
-        self.relayed = 0
-        """Requests passed to libfuse so far."""
+        self._taken_over = False
+        self.init = b""
+        """The INIT request as the kernel sent it, for a successor."""
 
     def read_init(self) -> InitRequest:
         """Read INIT, which is queued as soon as the mount exists. Raises NegotiationError."""
-        length = os.readv(self.fuse, [self._buffer])
-        self.request = negotiation.parse_init_request(bytes(self._view[:length]))
-        self._init = bytes(self._view[:length])
-        return self.request
+        buffer = self.session.record.buffer
+        length = os.readv(self.fuse, [buffer])
+        self.init = bytes(buffer[:length])
+        return negotiation.parse_init_request(self.init)
+
+    def resume(self, init: bytes) -> None:
+        """Take the connection over from a worker that has answered `init`."""
+        self.init = init
+        self._taken_over = True
 
     def start(
         self,
@@ -74,12 +62,11 @@ class Channel:
         the connection has ended: unmounted or aborted. Whoever calls this runs pyfuse3's main loop meanwhile, which
         makes libfuse answer.
         """
-        if self.request is None:
-            raise ValueError("INIT has not been read")
+        request = negotiation.parse_init_request(self.init)
         maps = FmapReplies(filesystem, decision.candidates, devices) if decision.candidates else None
-        self.plane = RequestPlane(filesystem, self.fuse, self._buffer, fast=fast, maps=maps)
-        self._our_end.send(negotiation.mask_for_libfuse(self._init))
-        threading.Thread(target=self._replies, args=(self.request, decision), name="replies", daemon=True).start()
+        self.plane = RequestPlane(filesystem, self.session, fast=fast, maps=maps)
+        self._our_end.send(negotiation.mask_for_libfuse(self.init))
+        threading.Thread(target=self._replies, args=(request, decision), name="replies", daemon=True).start()
         threading.Thread(target=self._requests, args=(finished,), name="requests", daemon=True).start()
 
     def wait_initialised(self) -> None:
@@ -88,13 +75,10 @@ class Channel:
         if self._failure is not None:
             raise self._failure
 
-    def close(self) -> None:
-        """End libfuse's session; its main loop returns."""
-        self._our_end.close()
-
     def _requests(self, finished: Callable[[], None]) -> None:
         self._initialised.wait()
-        readv, fuse, buffers, answer = os.readv, self.fuse, [self._buffer], self.plane.answer
+        record = self.session.record
+        readv, fuse, buffers, answer = os.readv, self.fuse, [record.buffer], self.plane.answer
         try:
             while self._failure is None:
                 try:
@@ -109,8 +93,9 @@ class Channel:
                 if not length:
                     return
                 if not answer(length):
-                    self.relayed += 1
-                    self._our_end.send(self._view[:length])
+                    record.relayed()
+                    self._our_end.send(record.buffer[:length])
+                    self.plane.passed_on()
         except OSError as error:
             if self._failure is None:
                 log.error("the request plane ends: %s", error)
@@ -118,27 +103,29 @@ class Channel:
             finished()
 
     def _replies(self, request: InitRequest, decision: Decision) -> None:
-        buffer = bytearray(_BUFFER)
+        buffer = bytearray(BUFFER)
         view = memoryview(buffer)
         length = self._our_end.recv_into(buffer)
-        try:
-            answer = negotiation.complete_reply(bytes(view[:length]), request, decision, max_write=self.max_write)
-        except NegotiationError as error:
-            self._failure = error
-            answer = negotiation.refuse_reply(request.unique, errno.EPROTO)
+        answer = abi.resend()
+        # The kernel had its answer from the worker before; this one's libfuse must not give it another.
+        if not self._taken_over:
+            answer = self._init_reply(bytes(view[:length]), request, decision)
         try:
             os.write(self.fuse, answer)
         except OSError as error:
             self._failure = NegotiationError(f"the kernel did not take the answer to INIT: {error}")
         self._initialised.set()
-        while True:
-            try:
-                length = self._our_end.recv_into(buffer)
-            except OSError:
-                return
-            if not length:
-                return
+        record = self.session.record
+        while length := self._our_end.recv_into(buffer):
+            record.returned()
             self._pass_on(view[:length])
+
+    def _init_reply(self, reply: bytes, request: InitRequest, decision: Decision) -> bytes:
+        try:
+            return negotiation.complete_reply(reply, request, decision, max_write=self.session.max_write)
+        except NegotiationError as error:
+            self._failure = error
+            return negotiation.refuse_reply(request.unique, errno.EPROTO)
 
     def _pass_on(self, data: memoryview) -> None:
         """Write a reply of libfuse's to the kernel; one that the kernel rejects must not leave its caller hanging."""

@@ -68,19 +68,18 @@ def refusal(number: int) -> OSError:
 class FileSystem:
     """One mounted volume. Every method may be called from any thread."""
 
-    def __init__(self, volume: Volume, settings: Settings, *, started: int | None = None) -> None:
-        """`started` is the time of the mount in nanoseconds; it stands for the times that the media do not hold."""
+    def __init__(self, volume: Volume, settings: Settings) -> None:
+        """The time of the mount stands for the times that the media do not hold; a takeover keeps it."""
         self.volume = volume
         self.namespace = volume.namespace
         self.settings = settings
-        self.started = time.time_ns() if started is None else started
-        self.local_changes = 0
-        """Changes of mode, owner or times that no other host sees and no remount keeps."""
+        self.namespace.started = self.namespace.started or time.time_ns()
+        self.started = self.namespace.started
         self.open_flags = int(OpenFlag.PARALLEL_DIRECT_WRITES | OpenFlag.DIRECT_IO if settings.direct_io else 0)
         if settings.keep_cache:
             self.open_flags |= OpenFlag.KEEP_CACHE
         self._seconds, self._nanoseconds = divmod(self.started, 10**9)
-        self._own_times = False
+        self._own_times = self.namespace.local_changes > 0
         self._refreshing = threading.Lock()
         self._hinted: set[int] = set()
 
@@ -187,7 +186,7 @@ class FileSystem:
             if new.valid & bit:
                 column[nodeid] = max(value, 1)
                 self._own_times = True
-        self.local_changes += 1
+        tree.local_changes += 1
 
     @staticmethod
     def now() -> int:

@@ -16,6 +16,8 @@ from famfs_server.fuse import abi
 from famfs_server.fuse.abi import Opcode, SetattrValid
 from famfs_server.fuse.filesystem import Attributes, FileSystem, errno_of, refusal
 from famfs_server.fuse.fmap_replies import FmapReplies
+from famfs_server.fuse.session import Session
+from famfs_server.volume import namespace as ns
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +89,12 @@ _OPCODES = 64
 
 
 class RequestPlane:
-    """Answers requests that lie in `buffer` on the descriptor `fuse`."""
+    """Answers the requests of one session, each while it lies in the session's buffer."""
 
     def __init__(
         self,
         filesystem: FileSystem,
-        fuse: int,
-        buffer: bytearray,
+        session: Session,
         *,
         fast: bool,
         maps: FmapReplies | None = None,
@@ -106,11 +107,10 @@ class RequestPlane:
         self.unmapped = 0
         """READ and WRITE requests for files that the kernel should have mapped."""
         self._tree = filesystem.namespace
-        self._fuse = fuse
-        self._buffer = buffer
-        self._view = memoryview(buffer)
-        self.answered = 0
-        """Requests answered here so far."""
+        self._fuse = session.fuse
+        self._record = session.record
+        self._buffer = self._view = session.record.buffer
+        self._poison = session.record.poison
         known: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
@@ -160,10 +160,14 @@ class RequestPlane:
     def answer(self, length: int) -> bool:
         """Answer the request of `length` bytes in the buffer; False if it is not this plane's."""
         size, opcode, unique, nodeid, *_ = abi.IN_HEADER.unpack_from(self._buffer)
-        handler = self._handlers[opcode] if opcode < len(self._handlers) else None
+        handler = self._handlers[opcode] if opcode < _OPCODES else None
+        if self._poison and unique & ~abi.UNIQUE_RESEND == self._poison:
+            log.error("request %d (opcode %d) has ended two workers; it is answered with EIO", unique, opcode)
+            handler = self._always(errno.EIO)
+        if opcode == Opcode.MKDIR and size == length:
+            handler = self._once(unique, nodeid, length) or handler
         if handler is None:
             return False
-        self.answered += 1
         try:
             if size != length or length - _BODY < self._shortest[opcode]:
                 raise refusal(errno.EINVAL)
@@ -171,7 +175,12 @@ class RequestPlane:
         except Exception as error:
             if opcode not in _NO_REPLY:
                 reply(self._fuse, abi.error_reply(unique, errno_of(error)))
+        self._record.done(unique)
         return True
+
+    def passed_on(self) -> None:
+        """The request in the buffer has gone to libfuse and is in this plane's hand no more."""
+        self._record.done(abi.IN_HEADER.unpack_from(self._buffer)[2])
 
     # -- names and attributes -------------------------------------------------------------------
 
@@ -228,6 +237,18 @@ class RequestPlane:
         _, _, _, _, uid, gid, _, _ = abi.IN_HEADER.unpack_from(self._buffer)
         name = self._name(_BODY + abi.MKDIR_IN.size, length)
         self._entry(unique, self._fs.mkdir(nodeid, name, mode & ~umask, uid, gid))
+
+    def _once(self, unique: int, nodeid: int, length: int) -> Handler | None:
+        """How to answer a MKDIR that a dead worker has carried out already; nothing for any other (decisions 15)."""
+        if not unique & abi.UNIQUE_RESEND:
+            self._record.note_change(unique, self._tree.replayed)
+            return None
+        began = self._record.noted_change(unique)
+        name = bytes(self._view[_BODY + abi.MKDIR_IN.size : length - 1])
+        node = self._tree.lookup(nodeid, name)
+        if began is None or not node or ns.index_of(node) < began:
+            return None
+        return lambda unique, nodeid, length: self._entry(unique, node)
 
     # -- files ----------------------------------------------------------------------------------
 

@@ -18,11 +18,11 @@ from famfs_server.omf import layout, log
 from famfs_server.omf.layout import EntryType, ExtentType
 from famfs_server.omf.log import LogHeader
 from famfs_server.omf.superblock import Superblock
-from famfs_server.volume import namespace as ns
 from famfs_server.volume.faults import Fault
-from famfs_server.volume.replay import BLOCK, Damage, Stop, valid_prefix
+from famfs_server.volume.replay import BLOCK, Damage, Stop
 from famfs_server.volume.volume import DeviceMemory, Role, Volume
 
+_UNITS = "KMGTPE"
 _SHOWN_PATHS = 1000
 """Skipped entries listed one by one; a hostile log can hold millions."""
 
@@ -75,7 +75,8 @@ class Report:
     capacity: int
     """Whole allocation units of the first device."""
     usage: Usage
-    further_devices: tuple[tuple[UUID | None, int], ...]
+    further_devices: tuple[int, ...]
+    """Sizes of the devices that the log has added."""
     shown_files: int
     shown_directories: int
     skipped: tuple[Skipped, ...]
@@ -155,7 +156,7 @@ class Report:
                 {"index": entry.index, "fault": entry.fault.name.lower(), "path": entry.path} for entry in self.skipped
             ],
             "stop": None if self.stop is None else {"index": self.stop.index, "damage": self.stop.damage.value},
-            "further_devices": [{"uuid": str(uuid), "size": size} for uuid, size in self.further_devices],
+            "further_devices": list(self.further_devices),
             "notes": list(self.notes),
             "clean": self.clean,
         }
@@ -184,7 +185,7 @@ def examine(memory: DeviceMemory, device: str, host: UUID | None) -> Report:
             role=volume.role,
             capacity=volume.superblock.device_size // unit * unit,
             usage=count_usage(memory, header.next_index, volume.superblock),
-            further_devices=tuple(volume.devices()[1:]),
+            further_devices=tuple(volume.space.sizes[1:]),
             shown_files=figures.files,
             shown_directories=figures.directories,
             skipped=tuple(
@@ -227,7 +228,11 @@ def _stored_path(memory: DeviceMemory, index: int) -> str:
             stored = entry["mkdir"]["md_relpath"]
         case _:
             return ""
-    text = stored.tobytes().split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+    return _printable(stored.tobytes().split(b"\0", 1)[0].decode("utf-8", "backslashreplace"))
+
+
+def _printable(text: str) -> str:
+    """Text from the media that cannot move a terminal's cursor."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
@@ -277,13 +282,14 @@ def _blocks(memory: DeviceMemory, end: int) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _valid(data: bytes, index: int, count: int) -> NDArray[np.bool_]:
-    """Which of the entries have the right sequence number and checksum."""
-    valid = np.zeros(count, np.bool_)
-    done = 0
-    while done < count:
-        good = valid_prefix(data[done * layout.LOG_ENTRY_SIZE :], index + done, count - done)
-        valid[done : done + good] = True
-        done += good + 1
+    """Which of the entries have the right sequence number and checksum, those behind a wrong one too."""
+    entries = np.frombuffer(data, layout.LOG_ENTRY, count=count)
+    view = memoryview(data)
+    starts = range(0, count * layout.LOG_ENTRY_SIZE, layout.LOG_ENTRY_SIZE)
+    computed = np.fromiter((layout.crc(view[at : at + layout.LOG_ENTRY_CRC_SPAN]) for at in starts), np.uint64, count)
+    valid: NDArray[np.bool_] = (computed == entries["crc"]) & (
+        entries["seqnum"] == np.arange(index, index + count, dtype=np.uint64)
+    )
     return valid
 
 
@@ -314,6 +320,67 @@ def _merge(spans: NDArray[np.uint64]) -> NDArray[np.uint64]:
     first = np.concatenate(([True], spans[1:, 0] > reach[:-1]))
     last = np.concatenate((first[1:], [True]))
     return np.stack((spans[first, 0], reach[last]), axis=1)
+
+
+def render(report: Report, *, human: bool = False, verbose: int = 0) -> Iterator[str]:
+    """The report as the lines of `famfs fsck`. Scripts read "Free space:", "Device capacity:" and `log_len`."""
+
+    def size(number: int) -> str:
+        return human_size(number) if human else str(number)
+
+    superblock, header, usage = report.superblock, report.header, report.usage
+    major, minor = superblock.omf_version
+    yield f"famfs superblock: {report.device}"
+    yield f"  version:              {superblock.version} (on-media format {major}.{minor})"
+    yield f"  file system UUID:     {superblock.uuid}"
+    yield f"  device UUID:          {superblock.device_uuid}"
+    yield f"  owner's system UUID:  {superblock.system_uuid}"
+    yield f"  role of this host:    {'Owner' if report.role is Role.MASTER else 'Client'}"
+    yield f"  allocation unit:      {size(superblock.alloc_unit)}"
+    yield f"  device when made:     {_printable(superblock.device_path)}"
+    if verbose:
+        yield f"  log_len               {header.length}"
+        yield f"  log offset            {superblock.log_offset}"
+        yield f"  checksum              {superblock.crc:#010x}"
+        yield f"  log header checksum   {header.crc:#010x}"
+        yield f"  next sequence number  {header.next_seqnum}"
+    yield f"Log: {header.next_index} of {header.last_index + 1} entries in use"
+    yield f"  Log size in use:      {size(layout.LOG_HEADER_SIZE + layout.LOG_ENTRY_SIZE * header.next_index)}"
+    yield f"  Log size:             {size(header.length)}"
+    yield f"  {usage.files} files and {usage.directories} directories logged"
+    yield f"  {report.shown_files} files and {report.shown_directories} directories shown"
+    yield "Capacity:"
+    yield f"  Device capacity:      {size(superblock.device_size)}"
+    yield f"  Allocatable capacity: {size(report.capacity)}"
+    yield f"  Sum of file sizes:    {size(usage.file_bytes)}"
+    yield f"  Allocated bytes:      {size(usage.allocated)}"
+    yield f"  Free space:           {size(report.free)}"
+    if usage.file_bytes:
+        yield f"  Space amplification:  {usage.allocated / usage.file_bytes:.2f}"
+    yield f"  Percent used:         {100 * usage.allocated / report.capacity if report.capacity else 0:.1f}%"
+    for number, further in enumerate(report.further_devices, 1):
+        yield f"  Device {number}:             {size(further)}"
+    for note in report.notes:
+        yield f"note: {note}"
+    for entry in report.skipped:
+        name = f" ({entry.path})" if entry.path else ""
+        yield f"skipped: log entry {entry.index}{name}: {entry.fault.meaning}"
+    if report.skipped_count > len(report.skipped):
+        yield f"skipped: {report.skipped_count - len(report.skipped)} more log entries"
+    if report.stop:
+        yield f"ERROR: {describe_stop(report.stop)}"
+    if usage.bad_entries:
+        yield f"ERROR: {usage.bad_entries} log entries have a wrong checksum or sequence number"
+    if usage.collisions:
+        yield f"ERROR: {usage.collisions} ALLOCATION COLLISIONS FOUND"
+
+
+def human_size(size: int) -> str:
+    """A size in bytes as people read it, without a blank in it: 4.00G."""
+    if size < 1024:
+        return str(size)
+    exponent = min((size.bit_length() - 1) // 10, len(_UNITS))
+    return f"{size / (1 << 10 * exponent):.2f}{_UNITS[exponent - 1]}"
 
 
 def describe_stop(stop: Stop) -> str:

@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 from famfs_server.errors import DeviceError, ExistsError, MediaError, RoleError, UsageError
 from famfs_server.omf import append, layout, superblock
-from famfs_server.omf.superblock import SuperblockState
+from famfs_server.omf.superblock import Superblock, SuperblockState
 from famfs_server.volume.volume import DeviceMemory
 
 
@@ -47,8 +47,8 @@ def make_filesystem(
     log_length: int,
     uuid: UUID | None = None,
     device_uuid: UUID | None = None,
-) -> None:
-    """Write an empty file system owned by `host`. The data area is never touched."""
+) -> Superblock:
+    """Write an empty file system owned by `host`, and give its superblock. The data area is never touched."""
     check_log_length(log_length)
     if layout.LOG_OFFSET + log_length >= memory.size:
         raise UsageError(f"a log of {log_length} bytes leaves no room on a device of {memory.size} bytes")
@@ -61,5 +61,7 @@ def make_filesystem(
         device_path=device,
     )
     append.run(steps, memory)
-    if not superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize)).superblock:
+    found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize))
+    if found.state is not SuperblockState.VALID or found.superblock is None:
         raise MediaError(f"{device}: what was written did not stay; the device is not writable")
+    return found.superblock

@@ -33,7 +33,7 @@ FIRST_NODEID = 16
 META_NAME = b".meta"
 _SPREAD = 0x9E3779B1
 _HEADER_WORDS = 8
-_PUBLISHED, _NAMES_USED, _EXTENTS_USED = range(3)
+_IDENTITY, _PUBLISHED, _NAMES_USED, _EXTENTS_USED, _STARTED, _LOCAL_CHANGES = range(6)
 
 EXTENT = np.dtype([("device", "<u4"), ("reserved", "<u4"), ("offset", "<u8"), ("length", "<u8")])
 """Laid out like the kernel's simple extent (protocol 1.3), so that a map is a copy of rows."""
@@ -87,7 +87,9 @@ class Namespace:
         end += -(-extent_rows * EXTENT.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
         self._names_at = end
         end += rows * layout.PATH_FIELD
-        if os.fstat(fd).st_size == 0:
+        self._identity = hash((b"famfs namespace", end, tuple(plan))) & (1 << 64) - 1
+        if os.fstat(fd).st_size != end:
+            os.ftruncate(fd, 0)
             os.ftruncate(fd, end)
         self.fd = fd
         self.capacity = capacity
@@ -118,9 +120,15 @@ class Namespace:
         self.extents = np.frombuffer(self._map, EXTENT, count=extent_rows, offset=extents_at)
 
     @classmethod
-    def create(cls, capacity: int, log_length: int) -> "Namespace":
-        """A tree with the root and `.meta` alone, for a log of `log_length` bytes with room for `capacity` entries."""
-        namespace = cls(os.memfd_create("famfs-namespace", os.MFD_CLOEXEC), capacity)
+    def create(cls, capacity: int, log_length: int, fd: int | None = None) -> "Namespace":
+        """A tree with the root and `.meta` alone, for a log of `log_length` bytes with room for `capacity` entries.
+
+        It lies in the memfd `fd`, whatever that held before, or in a new one.
+        """
+        if fd is None:
+            fd = os.memfd_create("famfs-namespace", os.MFD_CLOEXEC)
+        os.ftruncate(fd, 0)
+        namespace = cls(fd, capacity)
         namespace._header[_PUBLISHED] = FIRST_NODEID
         namespace.mode[ROOT] = S_IFDIR | 0o755
         namespace.parent[ROOT] = ROOT
@@ -134,6 +142,24 @@ class Namespace:
             namespace.size[nodeid] = length
             namespace.set_fmap(nodeid, Fmap((Extent(0, offset, length),)))
             namespace.attach(nodeid, META, name)
+        namespace._header[_IDENTITY] = namespace._identity
+        return namespace
+
+    @classmethod
+    def resume(cls, capacity: int, fd: int) -> "Namespace | None":
+        """The tree that another process left in the memfd `fd`, or nothing if there is none that can be used.
+
+        The identity covers the layout and this interpreter's secret for hashing names, so the tree of another version
+        of this module, or of a process that was not forked from the same one, is not taken for ours.
+        """
+        if os.fstat(fd).st_size == 0:
+            return None
+        namespace = cls(fd, capacity)
+        if namespace._header[_IDENTITY] != namespace._identity:
+            return None
+        # What a process was doing when it died lies beyond what it published, and is done again.
+        last = next((node for node in range(namespace.published - 1, 0, -1) if namespace.extent_count[node]), 0)
+        namespace._header[_EXTENTS_USED] = namespace.extent_start[last] + namespace.extent_count[last]
         return namespace
 
     def close(self) -> None:
@@ -149,6 +175,24 @@ class Namespace:
     def replayed(self) -> int:
         """The number of log entries that the tree holds the outcome of."""
         return self._header[_PUBLISHED] - FIRST_NODEID
+
+    @property
+    def started(self) -> int:
+        """The time of the mount in nanoseconds, kept over takeovers; 0 until it is set."""
+        return self._header[_STARTED]
+
+    @started.setter
+    def started(self, nanoseconds: int) -> None:
+        self._header[_STARTED] = nanoseconds
+
+    @property
+    def local_changes(self) -> int:
+        """Changes of mode, owner or times that only this mount sees."""
+        return self._header[_LOCAL_CHANGES]
+
+    @local_changes.setter
+    def local_changes(self, count: int) -> None:
+        self._header[_LOCAL_CHANGES] = count
 
     def publish(self, nodeid: int) -> None:
         """Say that every entry below `nodeid` has been dealt with."""
@@ -260,14 +304,15 @@ class Namespace:
             if parents[node] == parent:
                 start = self.name_offset[node]
                 if self._map[start : start + self.name_length[node]] == name:
-                    return False
+                    # Found itself: a process that died here had linked it but not said so.
+                    return node == nodeid
             slot = (slot + 1) & mask
         parents[nodeid] = parent
         last = self.last_child[parent]
-        if last:
-            self.next_sibling[last] = nodeid
-        else:
+        if not last:
             self.first_child[parent] = nodeid
+        elif last != nodeid:
+            self.next_sibling[last] = nodeid
         self.last_child[parent] = nodeid
         slots[slot] = nodeid
         return True

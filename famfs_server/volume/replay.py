@@ -30,6 +30,7 @@ BLOCK = (1 << 20) // layout.LOG_ENTRY_SIZE
 
 _NUL, _DOT, _SLASH = 0, ord("."), ord("/")
 _NO_DEVICE = 0xFFFFFFFF
+_UUID_SIZE = 16
 
 
 class Readable(Protocol):
@@ -67,6 +68,18 @@ class Replay:
         self._bulk = bulk
         self._directories: dict[bytes, int] = {b"": ROOT}
         self.devices: list[UUID | None] = [None]
+        self._restore_devices()
+
+    def _restore_devices(self) -> None:
+        """Take the device table from a namespace that a predecessor has filled."""
+        tree = self._namespace
+        rows = slice(ns.FIRST_NODEID, tree.published)
+        named = np.frombuffer(tree.name_length, np.uint8)[rows] == _UUID_SIZE
+        hidden = (np.frombuffer(tree.mode, np.uint32)[rows] == 0) & (np.frombuffer(tree.fault, np.uint8)[rows] == 0)
+        for index in np.flatnonzero(named & hidden).tolist():
+            nodeid = ns.nodeid_of(index)
+            self.devices.append(UUID(bytes=tree.name(nodeid)))
+            self._space.add_device(tree.size[nodeid])
 
     def run(self, memory: Readable, end: int, block: int = BLOCK) -> Iterator[Stop | None]:
         """Apply the entries up to index `end`; yields after each block, with a Stop where the log ends early."""
@@ -92,11 +105,10 @@ class Replay:
         tree = self._namespace
         rows = slice(ns.FIRST_NODEID, tree.published)
         counts = np.frombuffer(tree.extent_count, np.uint8)[rows]
-        if not counts.any():
-            return True
         visible = np.frombuffer(tree.mode, np.uint32)[rows] != 0
-        start = int(np.frombuffer(tree.extent_start, np.uint32)[rows][counts > 0][0])
-        extents = tree.extents[start : start + int(counts.sum())]
+        starts = np.frombuffer(tree.extent_start, np.uint32)[rows].astype(np.int64)
+        ends = np.cumsum(counts, dtype=np.int64)
+        extents = tree.extents[np.repeat(starts - (ends - counts), counts) + np.arange(int(counts.sum()))]
         owned = np.repeat(visible, counts)
         if not self._space.load(extents[owned]):
             return False
@@ -126,6 +138,10 @@ class Replay:
         elif uuid in self.devices:
             self._namespace.skip(nodeid, Fault.DEVICE_DUPLICATE)
         else:
+            # Kept in the namespace as a node without a mode, for a process that takes over.
+            tree = self._namespace
+            tree.name_offset[nodeid], tree.name_length[nodeid] = tree.store_names(uuid.bytes), _UUID_SIZE
+            tree.size[nodeid] = int(record["dd_size"])
             self.devices.append(uuid)
             self._space.add_device(int(record["dd_size"]))
         self._namespace.publish(nodeid + 1)

@@ -86,10 +86,12 @@ class NewFile:
 class Volume:
     """One file system, opened. Lookups need no lock; `refresh` and everything that writes take the volume's own."""
 
-    def __init__(self, memory: DeviceMemory, host: UUID | None, device: str) -> None:
+    def __init__(self, memory: DeviceMemory, host: UUID | None, device: str, *, state: int | None = None) -> None:
         """Read and check superblock and log header of `memory`, and replay the log.
 
-        `host` None means that this host's UUID is unknown, which makes it a client. `device` is for messages.
+        `host` None means that this host's UUID is unknown, which makes it a client. `device` is for messages. `state`
+        is a memfd for the namespace; one that a predecessor has left there is taken over, and only the log's tail is
+        replayed.
         Raises MediaError when there is no file system that can be used; single bad entries never do.
         """
         self.device = device
@@ -102,10 +104,18 @@ class Volume:
         self.role = Role.MASTER if host == self.superblock.system_uuid else Role.CLIENT
         self.last_index = header.last_index
         self.stop: Stop | None = None
+        self._settled = True
         self.foreign_writer = False
         self._lock = threading.RLock()
-        self.namespace, self.space, self._replay = self._start(bulk=True)
-        self._load(header.next_index)
+        self._state = state
+        resumed = None if state is None else Namespace.resume(self.last_index + 1, state)
+        if resumed is None:
+            self.namespace, self._space, self._replay = self._start(self._new_namespace(), bulk=True)
+        else:
+            self.namespace, self._space, self._replay = self._start(resumed, bulk=True)
+            self._settled = False
+        if resumed is None or header.next_index != resumed.replayed:
+            self._load(header.next_index)
 
     def _header(self) -> log.LogHeader:
         try:
@@ -115,8 +125,10 @@ class Volume:
         except MediaError as error:
             raise MediaError(f"{self.device}: {error}") from error
 
-    def _start(self, *, bulk: bool) -> tuple[Namespace, Space, Replay]:
-        tree = Namespace.create(self.last_index + 1, self.superblock.log_length)
+    def _new_namespace(self) -> Namespace:
+        return Namespace.create(self.last_index + 1, self.superblock.log_length, self._state)
+
+    def _start(self, tree: Namespace, *, bulk: bool) -> tuple[Namespace, Space, Replay]:
         space = Space(
             layout.LOG_OFFSET + self.superblock.log_length,
             self.superblock.device_size,
@@ -127,12 +139,26 @@ class Volume:
     def _load(self, end: int) -> None:
         for stop in self._replay.run(self._memory, end):
             self.stop = stop
+        self._settled = True
         if not self._replay.settle():
             # Extents overlap: only a replay entry by entry tells which of them came first.
-            self.namespace.close()
-            self.namespace, self.space, self._replay = self._start(bulk=False)
+            if self._state is None:
+                self.namespace.close()
+            self.namespace, self._space, self._replay = self._start(self._new_namespace(), bulk=False)
             for stop in self._replay.run(self._memory, end):
                 self.stop = stop
+
+    @property
+    def space(self) -> Space:
+        """The space map. After a takeover it is built when it is needed first, for lookups do not."""
+        if not self._settled:
+            with self._lock:
+                self._settle()
+        return self._space
+
+    def _settle(self) -> None:
+        if not self._settled:
+            self._load(self.namespace.replayed)
 
     def close(self) -> None:
         """Let go of the namespace. The devices' memory belongs to whoever mapped it."""
@@ -158,6 +184,7 @@ class Volume:
         before = self.namespace.replayed
         while self.stop is None:
             with self._lock:
+                self._settle()
                 end = min(self._header().next_index, self.last_index + 1)
                 replayed = self.namespace.replayed
                 if end <= replayed:

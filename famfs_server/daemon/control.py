@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control socket's server: HTTP/1.1 over a unix socket, for batches of files, status and log level.
+
+Whoever can connect may look; only root and the owner of the mount may change anything (SO_PEERCRED). A request that is
+malformed, too large, half sent or slow costs its own connection and nothing else.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h11
+import trio
+
+from famfs_server.daemon.control_client import SOCKET_NAME
+from famfs_server.daemon.options import SYSLOG_LEVELS, syslog_level
+from famfs_server.errors import (
+    ExistsError,
+    FamfsError,
+    LogFullError,
+    NoSpaceError,
+    NoSuchPathError,
+    NotADirectoryPathError,
+    PathError,
+    PrivilegeError,
+    RoleError,
+    UsageError,
+)
+from famfs_server.volume.space import Interleave
+from famfs_server.volume.volume import NewFile, Volume
+
+log = logging.getLogger(__name__)
+
+_PEERCRED = struct.Struct("3i")
+_LARGEST_SIZE = (1 << 63) - 1
+_LARGEST_ID = (1 << 32) - 2
+
+_HTTP_STATUS: tuple[tuple[type[FamfsError], int], ...] = (
+    (NoSuchPathError, 404),
+    (ExistsError, 409),
+    (NotADirectoryPathError, 409),
+    (PathError, 400),
+    (UsageError, 400),
+    (PrivilegeError, 403),
+    (RoleError, 403),
+    (LogFullError, 507),
+    (NoSpaceError, 507),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may ask of the server. Sizes in bytes."""
+
+    header: int = 16 << 10
+    body: int = 16 << 20
+    seconds: float = 30.0
+    """For sending a request whole, and again for taking the answer."""
+    connections: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, ready to be sent."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json"
+    allow: str = ""
+
+
+class HttpError(Exception):
+    """A request that ends with an HTTP status before any of its work has begun."""
+
+    def __init__(self, status: int, line: str, *, number: int = 22, allow: str = "") -> None:
+        super().__init__(line)
+        self.status = status
+        self.number = number
+        self.allow = allow
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """What a method of a path does; `writes` needs more than being able to connect."""
+
+    handle: Callable[["ControlServer", bytes], Reply]
+    writes: bool = False
+
+
+class ControlServer:
+    """Serves one mount's control socket. Work on the volume is done in threads: it waits for the volume's lock."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        status: Callable[[], Mapping[str, Any]],
+        *,
+        owner: int = 0,
+        limits: Limits | None = None,
+    ) -> None:
+        """`status` gives what `/status` shows, and must be quick; `owner` is the uid that may write beside root."""
+        self._volume = volume
+        self._status = status
+        self._writers = frozenset({0, owner})
+        self._limits = limits or Limits()
+        self._connections = 0
+
+    async def serve(self, listener: trio.SocketListener) -> None:
+        """Answer until cancelled."""
+        await trio.serve_listeners(self._connection, [listener])
+
+    async def _connection(self, stream: trio.SocketStream) -> None:
+        """One client, from its first byte to its last; no error of its making leaves this."""
+        self._connections += 1
+        try:
+            async with stream:
+                await self._talk(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ConnectionError):
+            log.debug("a control client has gone before its answer")
+        except Exception:
+            log.exception("a control request fails")
+        finally:
+            self._connections -= 1
+
+    async def _talk(self, stream: trio.SocketStream) -> None:
+        uid = _peer_uid(stream)
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.header)
+        while True:
+            reply: Reply | None = None
+            with trio.move_on_after(self._limits.seconds):
+                try:
+                    if self._connections > self._limits.connections:
+                        raise HttpError(503, "too many clients at once; try again", number=11)
+                    request = await _next_request(stream, connection)
+                    if request is None:
+                        return
+                    self._check_head(request)
+                    route = self._route(request, uid)
+                    body = await self._body(stream, connection, request)
+                except HttpError as error:
+                    reply = _failure(error.status, error.number, str(error), allow=error.allow)
+                except h11.RemoteProtocolError as error:
+                    reply = _failure(error.error_status_hint, 22, f"not an HTTP request: {error}")
+                else:
+                    # Not given up half way: trio waits for a thread, also beyond the time limit.
+                    reply = await trio.to_thread.run_sync(self._answer, route, body)
+            if reply is None:
+                reply = _failure(408, 110, f"the request did not arrive within {self._limits.seconds:.0f} seconds")
+            with trio.move_on_after(self._limits.seconds):
+                await _send(stream, connection, reply)
+            if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
+                return
+            connection.start_next_cycle()
+
+    async def _body(self, stream: trio.SocketStream, connection: h11.Connection, request: h11.Request) -> bytes:
+        announced = dict(request.headers).get(b"content-length", b"0")
+        # h11 has checked that these are digits, not how many.
+        if len(announced) > 18 or int(announced) > self._limits.body:
+            raise HttpError(413, f"a request has at most {self._limits.body} bytes", number=7)
+        parts = []
+        received = 0
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                if connection.they_are_waiting_for_100_continue:
+                    go_on = h11.InformationalResponse(status_code=100, headers=[])
+                    await stream.send_all(connection.send(go_on) or b"")
+                connection.receive_data(await stream.receive_some())
+            elif isinstance(event, h11.Data):
+                received += len(event.data)
+                if received > self._limits.body:
+                    raise HttpError(413, f"a request has at most {self._limits.body} bytes", number=7)
+                parts.append(bytes(event.data))
+            elif isinstance(event, h11.EndOfMessage):
+                return b"".join(parts)
+            else:
+                raise HttpError(400, "the request ends before its body does")
+
+    def _check_head(self, request: h11.Request) -> None:
+        """h11 limits only heads that come in pieces."""
+        size = len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
+        if size > self._limits.header:
+            raise HttpError(431, f"the head of a request has at most {self._limits.header} bytes", number=7)
+
+    def _route(self, request: h11.Request, uid: int) -> _Route:
+        path = request.target.decode("ascii", "replace").partition("?")[0]
+        method = request.method.decode("ascii", "replace")
+        methods = ROUTES.get(path)
+        if methods is None:
+            raise HttpError(404, f"there is no {path[:100]}", number=2)
+        route = methods.get(method)
+        if route is None:
+            allow = ", ".join(methods)
+            raise HttpError(405, f"{path} understands {allow}, not {method[:20]}", number=95, allow=allow)
+        if route.writes and uid not in self._writers:
+            raise HttpError(403, "only root and the owner of the mount may change anything", number=1)
+        return route
+
+    def _answer(self, route: _Route, body: bytes) -> Reply:
+        try:
+            return route.handle(self, body)
+        except HttpError as error:
+            return _failure(error.status, error.number, str(error))
+        except FamfsError as error:
+            status = next((status for kind, status in _HTTP_STATUS if isinstance(error, kind)), 500)
+            return _failure(status, error.errno, str(error), kind=type(error).__name__)
+        except Exception as error:
+            log.exception("a control request fails")
+            return _failure(500, 5, f"{type(error).__name__}: {error}")
+
+    # -- the paths (in a thread) ----------------------------------------------------------------
+
+    def create(self, body: bytes) -> Reply:
+        """POST /create: all of the files, or none."""
+        request = _object(body)
+        rows = request.pop("files", None)
+        _no_more(request)
+        if not isinstance(rows, list):
+            raise HttpError(400, "files must be a list")
+        return _json({"nodeids": self._volume.create_many([_new_file(row) for row in rows]) if rows else []})
+
+    def mkdir(self, body: bytes) -> Reply:
+        """POST /mkdir."""
+        row = _object(body)
+        path, mode, uid, gid = _path(row), _mode(row), _id(row, "uid"), _id(row, "gid")
+        _no_more(row)
+        return _json({"nodeid": self._volume.mkdir(path, mode, uid, gid)})
+
+    def status(self, body: bytes) -> Reply:
+        """GET /status."""
+        return _json(dict(self._status()))
+
+    def pid(self, body: bytes) -> Reply:
+        """GET /pid: the process that serves."""
+        return _text(f"{os.getpid()}\n")
+
+    def icache_stats(self, body: bytes) -> Reply:
+        """GET /icache_stats: figures of the namespace as YAML."""
+        figures = self._volume.statistics()
+        lines = {
+            "inodes": figures.files + figures.directories,
+            "files": figures.files,
+            "directories": figures.directories,
+            "log_entries": figures.log_entries,
+            "skipped": sum(figures.skipped.values()),
+        }
+        return _text("---\nicache_stats:\n" + "".join(f"  {key}: {value}\n" for key, value in lines.items()) + "...\n")
+
+    def icache_dump(self, body: bytes) -> Reply:
+        """GET /icache_dump: every node goes into the log."""
+        tree = self._volume.namespace
+        count = 0
+        for nodeid in tree.walk():
+            log.info(
+                "inode %d mode %o size %d path %r", nodeid, tree.mode[nodeid], tree.size[nodeid], tree.path(nodeid)
+            )
+            count += 1
+        return _text(f"{count} inodes written to the log\n")
+
+    def log_level(self, body: bytes) -> Reply:
+        """GET /log_level: as a syslog priority."""
+        level = logging.getLogger("famfs_server").getEffectiveLevel()
+        return _text(f"{max(number for number, known in enumerate(SYSLOG_LEVELS) if known >= level)}\n")
+
+    def set_log_level(self, body: bytes) -> Reply:
+        """POST or PUT /log_level: 0 to 7."""
+        level = syslog_level(body.decode("ascii", "replace"))
+        logging.getLogger("famfs_server").setLevel(SYSLOG_LEVELS[level])
+        return _text(f"{level}\n")
+
+
+ROUTES: dict[str, dict[str, _Route]] = {
+    "/create": {"POST": _Route(ControlServer.create, writes=True)},
+    "/mkdir": {"POST": _Route(ControlServer.mkdir, writes=True)},
+    "/status": {"GET": _Route(ControlServer.status)},
+    "/pid": {"GET": _Route(ControlServer.pid)},
+    "/icache_stats": {"GET": _Route(ControlServer.icache_stats)},
+    "/icache_dump": {"GET": _Route(ControlServer.icache_dump)},
+    "/log_level": {
+        "GET": _Route(ControlServer.log_level),
+        "POST": _Route(ControlServer.set_log_level, writes=True),
+        "PUT": _Route(ControlServer.set_log_level, writes=True),
+    },
+}
+
+
+async def listen(directory: Path) -> trio.SocketListener:
+    """A listener on the socket in `directory`, which must exist. A socket left there by a dead daemon is replaced."""
+    with contextlib.suppress(FileNotFoundError):
+        (directory / SOCKET_NAME).unlink()
+    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    # A socket's address has 108 bytes; by way of a descriptor the directory's path may be longer.
+    handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        await listener.bind(f"/proc/self/fd/{handle}/{SOCKET_NAME}")
+    finally:
+        os.close(handle)
+    (directory / SOCKET_NAME).chmod(0o660)
+    listener.listen(64)
+    return trio.SocketListener(listener)
+
+
+def _peer_uid(stream: trio.SocketStream) -> int:
+    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    uid: int = _PEERCRED.unpack(raw)[1]
+    return uid
+
+
+async def _next_request(stream: trio.SocketStream, connection: h11.Connection) -> h11.Request | None:
+    """The head of the next request; nothing when the client has hung up."""
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await stream.receive_some())
+        elif isinstance(event, h11.Request):
+            return event
+        else:
+            return None
+
+
+async def _send(stream: trio.SocketStream, connection: h11.Connection, reply: Reply) -> None:
+    if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+        return
+    headers = [("Content-Type", reply.content_type), ("Content-Length", str(len(reply.body)))]
+    if reply.allow:
+        headers.append(("Allow", reply.allow))
+    if connection.their_state is not h11.DONE:
+        headers.append(("Connection", "close"))
+    parts = [
+        connection.send(event) or b""
+        for event in (
+            h11.Response(status_code=reply.status, headers=headers),
+            h11.Data(data=reply.body),
+            h11.EndOfMessage(),
+        )
+    ]
+    await stream.send_all(b"".join(parts))
+
+
+def _json(value: Mapping[str, Any]) -> Reply:
+    return Reply(200, json.dumps(value).encode() + b"\n")
+
+
+def _text(text: str) -> Reply:
+    return Reply(200, text.encode("utf-8", "surrogateescape"), "text/plain; charset=utf-8")
+
+
+def _failure(status: int, number: int, line: str, *, kind: str = "", allow: str = "") -> Reply:
+    answer = {"errno": number, "error": " ".join(line.split())}
+    if kind:
+        answer["kind"] = kind
+    return Reply(status, json.dumps(answer).encode() + b"\n", allow=allow)
+
+
+# -- checking what a client has sent ------------------------------------------------------------
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HttpError(400, f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise HttpError(400, "the body is not a JSON object")
+    return value
+
+
+def _no_more(row: dict[str, Any]) -> None:
+    if row:
+        raise HttpError(400, f"unknown member {sorted(row)[0][:50]!r}")
+
+
+def _number(row: dict[str, Any], key: str, smallest: int, largest: int) -> int:
+    value = row.pop(key, None)
+    if type(value) is not int or not smallest <= value <= largest:
+        raise HttpError(400, f"{key} must be a whole number of {smallest} to {largest}")
+    return value
+
+
+def _path(row: dict[str, Any]) -> bytes:
+    value = row.pop("path", None)
+    if not isinstance(value, str) or not value:
+        raise HttpError(400, "path must be a string that is not empty")
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise HttpError(400, "path has characters that stand for no byte") from None
+
+
+def _mode(row: dict[str, Any]) -> int:
+    return _number(row, "mode", 0, 0o7777)
+
+
+def _id(row: dict[str, Any], key: str) -> int:
+    return _number(row, key, 0, _LARGEST_ID)
+
+
+def _new_file(row: Any) -> NewFile:
+    if not isinstance(row, dict):
+        raise HttpError(400, "each file must be an object")
+    path, size = _path(row), _number(row, "size", 1, _LARGEST_SIZE)
+    mode, uid, gid = _mode(row), _id(row, "uid"), _id(row, "gid")
+    striping = row.pop("interleave", None)
+    _no_more(row)
+    if striping is None:
+        return NewFile(path, size, mode, uid, gid)
+    if not isinstance(striping, dict):
+        raise HttpError(400, "interleave must be an object")
+    interleave = Interleave(*(_number(striping, key, 0, sys.maxsize) for key in ("buckets", "strips", "chunk_size")))
+    _no_more(striping)
+    return NewFile(path, size, mode, uid, gid, interleave)

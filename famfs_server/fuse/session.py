@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What outlives a worker: the buffer that requests are read into, and a record of what has been answered.
+
+It lies in a memfd that the supervisor made and every worker maps. A request is read into the buffer by the kernel, so
+at any moment the record shows which one was in hand, and a successor or the supervisor can tell without the dead one's
+help (decisions 15, 16).
+"""
+
+import logging
+import mmap
+import os
+import socket
+from dataclasses import dataclass
+from typing import Self
+
+from famfs_server.fuse import abi
+
+log = logging.getLogger(__name__)
+
+MAX_WRITE = 1 << 20
+"""Bytes of one READ or WRITE: 256 pages, what kernels allow unless their administrator raised it."""
+BUFFER = MAX_WRITE + 4096
+"""A read of /dev/fuse needs room for the largest WRITE and its headers."""
+
+_SOCKET_BUFFER = 8 << 20
+_SMALL_MAX_WRITE = 1 << 17
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+
+_RING = 64
+_ANSWERED, _LAST, _RELAYED, _RETURNED, _BEAT, _POISON, _RING_AT = range(7)
+_UNIQUE_OFFSET = 8
+
+
+class SessionRecord:
+    """The shared record of one connection. Words are written by one worker at a time and read by anybody."""
+
+    def __init__(self, fd: int) -> None:
+        """Map the record in the memfd `fd`, which `create` made."""
+        self.fd = fd
+        self._map = mmap.mmap(fd, mmap.PAGESIZE + BUFFER)
+        whole = memoryview(self._map)
+        self._words = whole[: mmap.PAGESIZE].cast("Q")
+        self.buffer = whole[mmap.PAGESIZE :]
+
+    @classmethod
+    def create(cls) -> "SessionRecord":
+        """A record of a connection on which nothing has happened yet."""
+        fd = os.memfd_create("famfs-session", os.MFD_CLOEXEC)
+        os.ftruncate(fd, mmap.PAGESIZE + BUFFER)
+        return cls(fd)
+
+    # -- written by the request plane -----------------------------------------------------------
+
+    def done(self, unique: int) -> None:
+        """The request `unique` has been answered, or passed on."""
+        words = self._words
+        words[_LAST] = unique
+        words[_ANSWERED] += 1
+
+    def relayed(self) -> None:
+        """A request has been passed to libfuse."""
+        self._words[_RELAYED] += 1
+
+    def returned(self) -> None:
+        """libfuse has answered a request."""
+        self._words[_RETURNED] += 1
+
+    def beat(self) -> None:
+        """The control plane is alive."""
+        self._words[_BEAT] += 1
+
+    def note_change(self, unique: int, next_index: int) -> None:
+        """Before a request that may append to the log is served: where the log ended (decisions 15)."""
+        unique &= ~abi.UNIQUE_RESEND
+        slot = _RING_AT + 2 * (unique // 2 % _RING)
+        self._words[slot + 1] = next_index
+        self._words[slot] = unique
+
+    def noted_change(self, unique: int) -> int | None:
+        """Where the log ended when the request was served first, if it was."""
+        unique &= ~abi.UNIQUE_RESEND
+        slot = _RING_AT + 2 * (unique // 2 % _RING)
+        return self._words[slot + 1] if self._words[slot] == unique else None
+
+    # -- read by the supervisor and by successors -----------------------------------------------
+
+    @property
+    def answered(self) -> int:
+        """Requests that the request plane has dealt with since the mount."""
+        return self._words[_ANSWERED]
+
+    @property
+    def beats(self) -> int:
+        """Signs of life of the control plane so far."""
+        return self._words[_BEAT]
+
+    @property
+    def at_libfuse(self) -> int:
+        """Requests that libfuse has and has not answered; a successor starts from nothing."""
+        return self._words[_RELAYED] - self._words[_RETURNED]
+
+    @property
+    def in_hand(self) -> int:
+        """The unique of the request that was read last and is not answered yet, or 0."""
+        unique = int.from_bytes(self.buffer[_UNIQUE_OFFSET : _UNIQUE_OFFSET + 8], "little")
+        return 0 if unique == self._words[_LAST] else unique & ~abi.UNIQUE_RESEND
+
+    @property
+    def poison(self) -> int:
+        """A unique that has killed two workers and is to be answered with EIO; 0: none."""
+        return self._words[_POISON]
+
+    @poison.setter
+    def poison(self, unique: int) -> None:
+        self._words[_POISON] = unique
+
+    def forget_libfuse(self) -> None:
+        """A new session of libfuse has nothing in hand."""
+        self._words[_RETURNED] = self._words[_RELAYED]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One connection to the kernel as the supervisor holds it and every worker inherits it."""
+
+    fuse: int
+    """The descriptor of /dev/fuse."""
+    libfuse_end: socket.socket
+    our_end: socket.socket
+    max_write: int
+    """The most bytes of a READ or WRITE: what one message to libfuse has room for (decisions 17)."""
+    record: SessionRecord
+    namespace: int
+    """The memfd that the namespace lies in."""
+
+    @classmethod
+    def create(cls, fuse: int) -> Self:
+        """A new session on `fuse`. To be made while CAP_NET_ADMIN is there, which large socket buffers need."""
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        max_write = MAX_WRITE
+        for end in pair:
+            try:
+                for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
+                    end.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
+            except PermissionError:
+                max_write = _SMALL_MAX_WRITE
+                log.debug("CAP_NET_ADMIN is missing: requests are limited to %d bytes", max_write)
+        namespace = os.memfd_create("famfs-namespace", os.MFD_CLOEXEC)
+        return cls(fuse, *pair, max_write, SessionRecord.create(), namespace)
+
+    def drain(self) -> None:
+        """Throw away what a dead worker left between itself and libfuse; the kernel sends it again."""
+        for end in (self.libfuse_end, self.our_end):
+            try:
+                while end.recv(1, socket.MSG_DONTWAIT):
+                    pass
+            except BlockingIOError:
+                continue
+        self.record.forget_libfuse()

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the mount tier: a site for each test, and the proof that the test left nothing behind."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import Site, succeed, wait_for
+
+FOLDER = Path(__file__).parent
+UNABLE = "needs root and /dev/fuse"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests of this folder where nothing can be mounted."""
+    if os.geteuid() == 0 and os.path.exists("/dev/fuse"):
+        return
+    for item in items:
+        if FOLDER in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=UNABLE))
+
+
+@pytest.fixture(scope="session")
+def connections(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The kernel's directory of FUSE connections, mounted where nothing else is in the way."""
+    path = tmp_path_factory.mktemp("connections")
+    succeed("mount", "-t", "fusectl", "none", path)
+    yield path
+    succeed("umount", "-l", path)
+
+
+def use(site: Site) -> Iterator[Site]:
+    """Hand out a site; afterwards whatever is left there is taken away and reported as a failure."""
+    yield site
+    left: list[str] = []
+
+    def clear() -> bool:
+        left[:] = site.leftovers()
+        return not left
+
+    if not wait_for(clear, 10):
+        site.clean()
+        wait_for(lambda: not site.leftovers(), 10)
+        pytest.fail(f"left behind: {', '.join(left)}")
+
+
+@pytest.fixture
+def site(tmp_path: Path, connections: Path) -> Iterator[Site]:
+    """A corner of the machine for one test."""
+    yield from use(Site(tmp_path, connections))
+
+
+@pytest.fixture(scope="module")
+def shared_site(tmp_path_factory: pytest.TempPathFactory, connections: Path) -> Iterator[Site]:
+    """A corner of the machine for the tests of one module."""
+    yield from use(Site(tmp_path_factory.mktemp("site"), connections))

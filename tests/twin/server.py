@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real worker, in a process of its own, at the other end of a fake kernel's socket.
+
+Processes are forked from one that has imported everything, as a supervisor forks its workers. What is not real is the
+descriptor, a socket in place of /dev/fuse, and the ioctls on it, which the fake kernel answers through a second socket.
+"""
+
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from struct import Struct
+from typing import Any
+from uuid import UUID
+
+from famfs_server.daemon import worker
+from famfs_server.daemon.options import parse_options
+from famfs_server.dax.device import DaxDevice
+from tests.twin.kernel import PUSH_ARGUMENT, Device, Exchange, FakeKernel
+from tests.twin.maps import Dialect, TwinViolation
+
+_SOCKET_BUFFER = 4 << 20
+_SO_SNDBUFFORCE = 32
+_END_SECONDS = 10
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload([__name__])
+
+
+def serve(
+    fuse: socket.socket,
+    ioctls: socket.socket,
+    messages: socket.socket,
+    image: str,
+    words: Sequence[str],
+    host: UUID | None,
+    log: str,
+) -> None:
+    """The body of the server's process: a worker as the supervisor starts it."""
+    logging.basicConfig(filename=log, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
+    fcntl.ioctl = _forwarding(fuse.fileno(), ioctls)  # type: ignore[assignment]
+    status = 1
+    try:
+        options = parse_options(image, "/twin", words)
+        with DaxDevice.open(image) as device:
+            status = worker.run(
+                worker.Assignment(options, device, host, fuse.fileno(), Path("/twin"), messages.fileno(), False)
+            )
+    except BaseException:
+        logging.exception("the server fails")
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _forwarding(fuse: int, kernel: socket.socket) -> Callable[..., Any]:
+    """fcntl.ioctl, but for those on the server's /dev/fuse."""
+    real = fcntl.ioctl
+
+    def ioctl(fd: Any, number: int, argument: Any = 0, mutate: bool = True) -> Any:
+        if fd != fuse:
+            return real(fd, number, argument, mutate)
+        descriptor = PUSH_ARGUMENT.unpack(argument)[0]
+        with suppress(OSError):
+            os.fstat(descriptor)
+            socket.send_fds(kernel, [Struct("<I").pack(number) + argument], [descriptor])
+            return _result(kernel, argument)
+        kernel.send(Struct("<I").pack(number) + argument)
+        return _result(kernel, argument)
+
+    return ioctl
+
+
+def _result(kernel: socket.socket, argument: bytes) -> bytes:
+    (result,) = Struct("<i").unpack(kernel.recv(4))
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return argument
+
+
+class Refused(Exception):  # noqa: N818 - what the server says, not a failure of the test
+    """The server gave up before it served; the message is its own line."""
+
+
+class Twin:
+    """A server and the kernel that it serves."""
+
+    def __init__(
+        self,
+        image: Path,
+        dialect: Dialect | None,
+        *,
+        words: Sequence[str] = (),
+        host: UUID | None = None,
+        log: Path | None = None,
+        **kernel: Any,
+    ) -> None:
+        """Start the server with the mount options `words` and send INIT; `kernel` goes to FakeKernel."""
+        ours, theirs = _pair()
+        our_ioctls, their_ioctls = _pair()
+        self._messages, their_messages = _pair()
+        self.log_path = log or image.with_suffix(".log")
+        self.log_path.write_text("")
+        devices = kernel.pop("devices", None)
+        self.devices = [Device(os.path.realpath(image))] if devices is None else devices
+        self.kernel = FakeKernel(ours, dialect, devices=self.devices, ioctls=our_ioctls, **kernel)
+        self.data_path = self.reason = ""
+        self._sockets = (ours, our_ioctls, self._messages)
+        self._process = _processes.Process(
+            target=serve, args=(theirs, their_ioctls, their_messages, str(image), words, host, str(self.log_path))
+        )
+        self._process.start()
+        for end in (theirs, their_ioctls, their_messages):
+            end.close()
+
+    def mount(self) -> FakeKernel:
+        """Complete INIT and wait until the server says that it serves. Raises Refused."""
+        unique = self.kernel.start_init()
+        message = self._message()
+        if "error" in message:
+            raise Refused(message["error"])
+        self.kernel.finish_init(unique)
+        self.reason, self.data_path = str(message["ready"]), str(message["data_path"])
+        return self.kernel
+
+    def _message(self) -> dict[str, Any]:
+        while self.kernel.pump(self.kernel.timeout, self._messages.fileno()):
+            pass
+        data = self._messages.recv(1 << 16, socket.MSG_DONTWAIT)
+        if not data:
+            raise TwinViolation(f"the server ended without a word: {self.log()}")
+        found: dict[str, Any] = json.loads(data)
+        return found
+
+    def log(self) -> str:
+        """What the server has logged so far."""
+        return self.log_path.read_text()
+
+    def end(self) -> int:
+        """Unmount and wait for the server's end; its exit status. A server that does not end is killed."""
+        for end in self._sockets:
+            end.close()
+        self._process.join(_END_SECONDS)
+        lives = self._process.exitcode is None
+        if lives:
+            self._process.kill()
+            self._process.join()
+        for device in self.devices:
+            device.close()
+        if lives:
+            raise TwinViolation("the server did not end with its connection")
+        return int(self._process.exitcode or 0)
+
+
+@contextmanager
+def mounted(image: Path, dialect: Dialect | None = None, **more: Any) -> Iterator[FakeKernel]:
+    """A server for `image` and its kernel, INIT done; afterwards it must end cleanly. `more` goes to Twin."""
+    twin = Twin(image, dialect, **more)
+    try:
+        kernel = twin.mount()
+        yield kernel
+        kernel.require_silence()
+    except BaseException:
+        with suppress(TwinViolation):
+            twin.end()
+        raise
+    assert twin.end() == 0, twin.log()
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        with suppress(PermissionError):
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER)
+    return ends
+
+
+__all__ = ["Exchange", "FakeKernel", "Refused", "Twin", "mounted"]

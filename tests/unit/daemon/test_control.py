@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control socket: a real server on a real unix socket over a real volume, and clients that behave and misbehave."""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+import trio
+
+from famfs_server import errors
+from famfs_server.daemon.control import ControlServer, Limits, listen
+from famfs_server.daemon.control_client import (
+    CREATE_LIMIT,
+    ControlClient,
+    ControlError,
+    FileRequest,
+    Striping,
+    decode_error,
+)
+from famfs_server.dax.device import DaxDevice
+from famfs_server.omf import layout
+from famfs_server.volume import format
+from famfs_server.volume.volume import Volume
+
+HOST = UUID("f00dcafe-0102-4304-8506-0708090a0b0c")
+NOBODY = 65534
+LIMITS = Limits(header=4096, body=256 << 10, seconds=0.5, connections=8)
+
+
+class Server:
+    """A control server in a thread of its own, over a volume in a sparse file."""
+
+    def __init__(self, directory: Path, host: UUID = HOST, limits: Limits = LIMITS) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True)
+        image = directory / "image"
+        with image.open("wb") as file:
+            file.truncate(8 << 30)
+        self._device = DaxDevice.open(str(image))
+        self.memory = self._device.memory()
+        format.make_filesystem(self.memory, "/dev/dax0.0", HOST, log_length=layout.MIN_LOG_LENGTH)
+        self.volume = Volume(self.memory, host, "/dev/dax0.0")
+        self.client = ControlClient(str(directory), seconds=10)
+        self._server = ControlServer(self.volume, lambda: {"data_path": "server", "answer": 42}, limits=limits)
+        self._started = threading.Event()
+        self._scope = trio.CancelScope()
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._thread = threading.Thread(target=trio.run, args=(self._main,))
+        self._thread.start()
+        assert self._started.wait(10)
+
+    async def _main(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        listener = await listen(self.directory)
+        with self._scope:
+            self._started.set()
+            await self._server.serve(listener)
+
+    def close(self) -> None:
+        assert self._token is not None
+        self._token.run_sync_soon(self._scope.cancel)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        self.volume.close()
+        self.memory.close()
+        self._device.close()
+
+    def connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(10)
+        previous = os.getcwd()
+        os.chdir(self.directory)
+        try:
+            connection.connect("sock")
+        finally:
+            os.chdir(previous)
+        return connection
+
+    def raw(self, *pieces: bytes, shut: bool = False) -> bytes:
+        """Everything that the server says to these bytes until it closes."""
+        with self.connect() as connection:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for piece in pieces:
+                    connection.sendall(piece)
+                if shut:
+                    connection.shutdown(socket.SHUT_WR)
+            answer = b""
+            with contextlib.suppress(ConnectionResetError):
+                while part := connection.recv(65536):
+                    answer += part
+            return answer
+
+    def is_well(self) -> bool:
+        return self.client.status()["answer"] == 42
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    running = Server(tmp_path / "run")
+    yield running
+    running.close()
+
+
+def file(path: bytes, size: int = 4096) -> FileRequest:
+    return FileRequest(path, size, 0o640, 1, 2)
+
+
+def post(path: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
+    if not headers:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def test_created_files_are_in_the_volume(server: Server) -> None:
+    names = [b"plain", b"gr\xc3\xbc\xc3\x9f", b"no utf-8 \xff", b'quote"\\']
+    nodeids = server.client.create([file(name, 5000) for name in names])
+    tree = server.volume.namespace
+    assert nodeids == [tree.resolve(name) for name in names]
+    assert {tree.size[nodeid] for nodeid in nodeids} == {5000}
+    assert {tree.mode[nodeid] & 0o7777 for nodeid in nodeids} == {0o640}
+    assert {(tree.uid[nodeid], tree.gid[nodeid]) for nodeid in nodeids} == {(1, 2)}
+
+
+def test_striping_reaches_the_allocator(server: Server) -> None:
+    striped = replace(file(b"striped", 32 << 20), striping=Striping(4, 3, 2 << 20))
+    [nodeid] = server.client.create([striped])
+    fmap = server.volume.namespace.fmap(nodeid)
+    assert (fmap.chunk_size, len(fmap.extents)) == (2 << 20, 3)
+
+
+def test_directories(server: Server) -> None:
+    nodeid = server.client.mkdir(b"d", 0o700, 3, 4)
+    server.client.create([file(b"d/f")])
+    tree = server.volume.namespace
+    assert tree.is_directory(nodeid)
+    assert tree.resolve(b"d/f")
+
+
+def test_the_largest_batch_fits(tmp_path: Path) -> None:
+    server = Server(tmp_path / "run", limits=Limits())
+    try:
+        batch = [file(b"%079d" % number) for number in range(3000)]
+        assert len(server.client.create(batch)) == 3000
+        longest = json.dumps({"path": "\\udcff" * 79, "size": 1 << 62, "mode": 4095, "uid": 1 << 31, "gid": 1 << 31})
+        assert CREATE_LIMIT * (len(longest) + 120) < Limits().body
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "number"),
+    [
+        ([file(b"there")], errors.ExistsError, errno.EEXIST),
+        ([file(b"new"), file(b"new")], errors.ExistsError, errno.EEXIST),
+        ([file(b"missing/x")], errors.NoSuchPathError, errno.ENOENT),
+        ([file(b"there/x")], errors.NotADirectoryPathError, errno.ENOTDIR),
+        ([file(b"x" * 80)], errors.NameTooLongError, errno.ENAMETOOLONG),
+        ([file(b"../x")], errors.PathError, errno.EINVAL),
+        ([file(b"new"), file(b".meta/x")], errors.PathError, errno.EINVAL),
+        ([file(b"new"), file(b"big", 1 << 40)], errors.NoSpaceError, errno.ENOSPC),
+        ([file(b"new", 0)], errors.PathError, errno.EINVAL),
+        ([file(b"new", -1)], errors.PathError, errno.EINVAL),
+        ([replace(file(b"new"), striping=Striping(2, 3, 2 << 20))], errors.UsageError, errno.EINVAL),
+        ([replace(file(b"new"), striping=Striping(4, 4, 3 << 20))], errors.UsageError, errno.EINVAL),
+        ([file(b"n%d" % number) for number in range(2000)] + [file(b"there")], errors.ExistsError, errno.EEXIST),
+    ],
+)
+def test_refused_batches_change_nothing_and_say_why(
+    tmp_path: Path, files: list[FileRequest], kind: type[errors.FamfsError], number: int
+) -> None:
+    server = Server(tmp_path / "run", limits=Limits())
+    try:
+        server.client.create([file(b"there")])
+        before = server.memory.read(0, 16 << 20)
+        with pytest.raises(errors.FamfsError) as caught:
+            server.client.create(files)
+        assert type(caught.value) is kind
+        assert caught.value.errno == number
+        assert "\n" not in str(caught.value)
+        assert server.memory.read(0, 16 << 20) == before
+        assert server.is_well()
+    finally:
+        server.close()
+
+
+def test_a_client_of_the_volume_cannot_create(tmp_path: Path) -> None:
+    server = Server(tmp_path / "run", host=UUID(int=1))
+    try:
+        with pytest.raises(errors.RoleError):
+            server.client.mkdir(b"d", 0o755, 0, 0)
+    finally:
+        server.close()
+
+
+def test_looking(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.client.create([file(b"a"), file(b"b")])
+    assert server.client.pid() == os.getpid()
+    assert b"files: 2" in server.client.request("GET", "/icache_stats")
+    with caplog.at_level(logging.INFO, logger="famfs_server"):
+        assert b"2 inodes" in server.client.request("GET", "/icache_dump?verbose=1")
+    assert "b'a'" in caplog.text
+
+
+def test_log_level_is_a_syslog_priority(server: Server) -> None:
+    logger = logging.getLogger("famfs_server")
+    before = logger.level
+    try:
+        for number, level in (("7", logging.DEBUG), ("4", logging.WARNING), ("3", logging.ERROR)):
+            assert server.client.request("POST", "/log_level", number.encode()) == f"{number}\n".encode()
+            assert logger.level == level
+            assert server.client.request("GET", "/log_level") == f"{number}\n".encode()
+        with pytest.raises(errors.UsageError):
+            server.client.request("PUT", "/log_level", b"8")
+    finally:
+        logger.setLevel(before)
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"\0\xff\x80 nonsense\r\n\r\n", 400),
+        (b"GET /status HTTP/1.1\r\n\r\n", 400),
+        (b"GET /status HTTP/x\r\nHost: x\r\n\r\n", 400),
+        (b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+        (b"DELETE /create HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+        (b"GET /create HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+        (b"GET /status HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 8192 + b"\r\n\r\n", 431),
+        (post("/create", b"", "Content-Length: 99999999999"), 413),
+        (post("/create", b"", "Content-Length: " + "9" * 20), 413),
+        (post("/create", b"", "Content-Length: -1"), 400),
+        (post("/create", b"40001\r\n" + b" " * 0x40001 + b"\r\n0\r\n\r\n", "Transfer-Encoding: chunked"), 413),
+        (post("/create", b"", "Expect: 100-continue", "Content-Length: 99999999"), 413),
+        (post("/create", b""), 400),
+        (post("/create", b"{"), 400),
+        (post("/create", b"[" * 100_000), 400),
+        (post("/create", b"[]"), 400),
+        (post("/create", b"{}"), 400),
+        (post("/create", b'{"files":1}'), 400),
+        (post("/create", b'{"files":[1]}'), 400),
+        (post("/create", b'{"files":[],"more":1}'), 400),
+        (post("/create", b'{"files":[{"path":"x"}]}'), 400),
+        (post("/create", b'{"files":[{"path":"x","size":1.5,"mode":0,"uid":0,"gid":0}]}'), 400),
+        (post("/create", b'{"files":[{"path":"x","size":true,"mode":0,"uid":0,"gid":0}]}'), 400),
+        (post("/create", b'{"files":[{"path":"x","size":1,"mode":65536,"uid":0,"gid":0}]}'), 400),
+        (post("/create", b'{"files":[{"path":"x","size":1,"mode":0,"uid":4294967295,"gid":0}]}'), 400),
+        (post("/create", b'{"files":[{"path":"x","size":' + b"9" * 5000 + b',"mode":0,"uid":0,"gid":0}]}'), 400),
+        (post("/create", b'{"files":[{"path":"\\ud800","size":1,"mode":0,"uid":0,"gid":0}]}'), 400),
+        (post("/create", b'{"files":[{"path":"a\\u0000b","size":1,"mode":0,"uid":0,"gid":0}]}'), 400),
+        (post("/create", b'{"files":[{"path":"x","size":1,"mode":0,"uid":0,"gid":0,"interleave":7}]}'), 400),
+        (post("/mkdir", b'{"path":"","mode":0,"uid":0,"gid":0}'), 400),
+        (post("/mkdir", b'{"path":"/x","mode":0,"uid":0,"gid":0}'), 400),
+        (post("/mkdir", b'{"path":"a//x","mode":0,"uid":0,"gid":0}'), 400),
+        (post("/log_level", b"loud"), 400),
+    ],
+)
+def test_bad_requests_get_their_status_and_change_nothing(server: Server, request_bytes: bytes, status: int) -> None:
+    before = server.memory.read(0, 16 << 20)
+    head, _, body = server.raw(request_bytes).partition(b"\r\n\r\n")
+    assert head.split()[:2] == [b"HTTP/1.1", str(status).encode()]
+    answer = json.loads(body)
+    assert answer["errno"] > 0
+    assert "\n" not in answer["error"]
+    assert server.memory.read(0, 16 << 20) == before
+    assert server.is_well()
+
+
+def test_405_names_what_is_allowed(server: Server) -> None:
+    assert b"Allow: POST" in server.raw(b"GET /create HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+
+
+def test_two_requests_on_one_connection(server: Server) -> None:
+    one = b"GET /pid HTTP/1.1\r\nHost: x\r\n\r\n"
+    last = b"GET /pid HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    assert server.raw(one + last).count(b"200") == 2
+
+
+def test_continue_is_sent_to_who_waits_for_it(server: Server) -> None:
+    body = b'{"path":"d","mode":493,"uid":0,"gid":0}'
+    with server.connect() as connection:
+        connection.sendall(post("/mkdir", b"", "Expect: 100-continue", f"Content-Length: {len(body)}"))
+        assert connection.recv(1000).startswith(b"HTTP/1.1 100")
+        connection.sendall(body)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "half", [b"", b"POST /cre", post("/mkdir", b'{"path":"d"', "Content-Length: 40"), b"\r\n", b"\0"]
+)
+def test_half_a_request_costs_only_its_connection(server: Server, half: bytes) -> None:
+    server.raw(half, shut=True)
+    assert server.is_well()
+    assert server.volume.namespace.replayed == 0
+
+
+def test_a_slow_request_is_given_up(server: Server) -> None:
+    start = time.monotonic()
+    answer = server.raw(b"POST /mkdir HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n{")
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert LIMITS.seconds <= time.monotonic() - start < 20 * LIMITS.seconds
+    assert server.is_well()
+
+
+def test_a_client_that_leaves_early_hurts_nobody(server: Server) -> None:
+    for _ in range(20):
+        with server.connect() as connection:
+            connection.sendall(b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert server.is_well()
+
+
+def test_too_many_clients_are_turned_away_and_the_rest_served(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(LIMITS.connections):
+            stack.enter_context(server.connect())
+        deadline = time.monotonic() + 0.3
+        refused = b""
+        while not refused.startswith(b"HTTP/1.1 503") and time.monotonic() < deadline:
+            refused = server.raw(b"GET /pid HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert refused.startswith(b"HTTP/1.1 503")
+    time.sleep(0.1)
+    assert server.is_well()
+
+
+def test_another_user_may_look_but_not_change(server: Server) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    directory = server.directory
+    for path in (directory, *directory.parents):
+        if path == Path("/tmp"):
+            break
+        path.chmod(0o755)
+    (directory / "sock").chmod(0o666)
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        outcome = "nothing"
+        try:
+            signal.alarm(20)
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            looked = server.client.pid() > 0
+            for change in (
+                lambda: server.client.mkdir(b"d", 0o755, 0, 0),
+                lambda: server.client.create([file(b"f")]),
+                lambda: server.client.request("PUT", "/log_level", b"7"),
+            ):
+                with contextlib.suppress(errors.PrivilegeError):
+                    change()
+                    looked = False
+            outcome = "refused" if looked else "allowed"
+        except BaseException as error:
+            outcome = repr(error)
+        finally:
+            os.write(write_end, outcome.encode())
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        assert pipe.read() == b"refused"
+    os.waitpid(pid, 0)
+    assert server.volume.namespace.replayed == 0
+
+
+def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    dead = tmp_path / "dead"
+    directory.mkdir()
+    with socket.socket(socket.AF_UNIX) as left_over:
+        left_over.bind(str(dead))
+    dead.rename(directory / "sock")
+
+    async def replace_it() -> None:
+        listener = await listen(directory)
+        await listener.aclose()
+
+    trio.run(replace_it)
+    with pytest.raises(ControlError, match="cannot reach the daemon"):
+        ControlClient(str(directory)).status()
+
+
+def test_a_path_longer_than_an_address_works(tmp_path: Path) -> None:
+    server = Server(tmp_path / ("x" * 100) / ("y" * 100))
+    try:
+        assert server.is_well()
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{",
+        b"HTTP/1.1 500 No\r\nContent-Length: 1\r\n\r\n{",
+    ],
+)
+def test_the_client_turns_a_broken_daemon_into_one_line(tmp_path: Path, answer: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "sock"))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(ControlError) as caught:
+            ControlClient(str(tmp_path), seconds=5).status()
+        thread.join()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_silent_daemon_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "sock"))
+        listener.listen()
+        with pytest.raises(ControlError, match="did not answer"):
+            ControlClient(str(tmp_path), seconds=0.2).status()
+
+
+def test_errors_survive_the_way_through_the_socket() -> None:
+    for kind in (errors.LogFullError, errors.NoSpaceError, errors.UsageError, errors.MediaError):
+        body = json.dumps({"errno": kind.errno, "error": "why\nso", "kind": kind.__name__}).encode()
+        error = decode_error(507, body)
+        assert type(error) is kind
+        assert str(error) == "why so"
+    assert type(decode_error(500, b'{"errno":30,"error":"x","kind":"os"}')) is errors.RoleError
+    assert decode_error(500, b'{"errno":12,"error":"x"}').errno == 12
