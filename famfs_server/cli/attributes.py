@@ -11,7 +11,7 @@ import click
 from famfs_server.cli.target import Target
 from famfs_server.cli.values import MODE, OWNER, SIZE, THREADS, NumberType
 from famfs_server.daemon.control_client import CREATE_LIMIT, FileRequest, Striping
-from famfs_server.errors import FamfsError, UsageError
+from famfs_server.errors import FamfsError, LogFullError, NoSpaceError, PathError, UsageError
 
 DEFAULT_CHUNK = 2 << 20
 _DEFAULT_THREADS = 4
@@ -71,14 +71,14 @@ def striping(chunksize: int | None, nstrips: int, nbuckets: int) -> Striping | N
 def create_each(target: Target, files: Sequence[FileRequest]) -> list[FamfsError | None]:
     """Make `files` in as few batches as possible; for each of them, what stood in its way.
 
-    A batch is made whole or not at all. Where one fails, its files are made one by one, so that a bad one does not
-    keep the good ones from being made.
+    A batch is made whole or not at all. Where one fails for what a single file can be the cause of, its files are made
+    one by one, so that a bad one does not keep the good ones from being made.
     """
     outcome: list[FamfsError | None] = []
     for start in range(0, len(files), CREATE_LIMIT):
         batch = files[start : start + CREATE_LIMIT]
         error = _try(target, batch)
-        if error is None or len(batch) == 1:
+        if len(batch) == 1 or not isinstance(error, PathError | NoSpaceError | LogFullError):
             outcome += [error] * len(batch)
         else:
             outcome += [_try(target, [new]) for new in batch]

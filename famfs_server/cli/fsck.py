@@ -9,9 +9,9 @@ from typing import NoReturn
 import click
 
 from famfs_server.cli import program
-from famfs_server.cli.target import NotFamfsError, find_mount
+from famfs_server.cli.target import NotFamfsError, find_mount, this_host
 from famfs_server.cli.values import NumberType
-from famfs_server.errors import DeviceModeError, FamfsError, MediaError, UsageError
+from famfs_server.errors import FamfsError, MediaError, UsageError
 from famfs_server.volume import check
 from famfs_server.volume.check import Report
 
@@ -54,8 +54,7 @@ def command(
     """
     if by_mmap and by_read:
         raise UsageError("--mmap and --read exclude each other")
-    if set_daxmode:
-        raise DeviceModeError("--set-daxmode is not possible yet; bind the device to device_dax, or mount and fsck there")
+    program.refuse_daxmode(set_daxmode)
     report = examine(path, force=force)
     show(report, human=human, verbose=verbose, nbuckets=nbuckets, as_json=as_json)
     return report.exit_status
@@ -99,11 +98,10 @@ def examine(path: str, *, force: bool = False) -> Report:
 
         target = MountedTarget(mount)
         try:
-            return check.examine(target.memory(), mount.source, target.host)
+            return check.examine(target.memory(), mount.source, this_host())
         finally:
             target.close()
 
-    from famfs_server.dax import hostid
     from famfs_server.dax.device import DaxDevice, Lock
 
     with DaxDevice.open(path) as device:
@@ -112,7 +110,7 @@ def examine(path: str, *, force: bool = False) -> Report:
             device.require_lock(Lock.MOUNTED, exclusive=True, wait=LOCK_SECONDS, why=why)
         memory = device.memory()
         try:
-            return check.examine(memory, path, hostid.known_system_uuid())
+            return check.examine(memory, path, this_host())
         finally:
             memory.close()
 

@@ -9,7 +9,7 @@ import click
 
 from famfs_server.cli import program
 from famfs_server.cli.values import SIZE, UUID_TEXT
-from famfs_server.errors import DeviceModeError, FamfsError, PrivilegeError, UsageError
+from famfs_server.errors import FamfsError, PrivilegeError, UsageError
 
 LOCK_SECONDS = 2.0
 """How long a daemon that has just been unmounted may take to let go of the device."""
@@ -53,12 +53,7 @@ def command(
     if kill and not force:
         raise UsageError("--kill makes all data unreachable and works only together with --force")
     format.check_log_length(loglen)
-    if set_daxmode:
-        name = os.path.basename(device)
-        raise DeviceModeError(
-            f"--set-daxmode is not possible yet; famfs-server uses devices in devdax mode, and others are switched by "
-            f"daxctl reconfigure-device -m famfs {name}"
-        )
+    program.refuse_daxmode(set_daxmode)
     with DaxDevice.open(device) as dax:
         for mount in mountapi.parse_mountinfo():
             if "famfs" in mount.fstype and os.path.realpath(mount.source) == os.path.realpath(device):

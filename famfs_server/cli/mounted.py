@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from famfs_server.cli.target import Status, Target
+from famfs_server.cli.target import Status, Target, this_host
 from famfs_server.daemon.control_client import ControlClient, FileRequest
 from famfs_server.errors import DeviceFaultError, FamfsError, MediaError
 from famfs_server.fuse.mountapi import MountRecord
@@ -64,21 +64,15 @@ class MountedTarget(Target):
     def volume(self) -> "Volume":
         """Read from the files in `.meta`, so that every user of the mount can look."""
         if self._volume is None:
-            from famfs_server.dax import hostid
             from famfs_server.volume.volume import Volume
 
-            self._meta = MetaMemory(self._mount.mount_point)
-            try:
-                host = hostid.system_uuid()
-            except hostid.HostIdError:
-                host = None
-            self._volume = Volume(self._meta, host, self._mount.source)
+            self._volume = Volume(self.memory(), this_host(), self._mount.source)
         return self._volume
 
     def memory(self) -> "MetaMemory":
         """The superblock and the log as memory, for whoever wants to read them raw."""
-        self.volume()
-        assert self._meta is not None
+        if self._meta is None:
+            self._meta = MetaMemory(self._mount.mount_point)
         return self._meta
 
     def follow(self) -> None:
@@ -197,6 +191,10 @@ class MetaMemory:
     def store_u64(self, offset: int, value: int) -> None:
         """As `write`."""
         self.write(offset, value)
+
+    def zero(self, offset: int, length: int) -> None:
+        """As `write`."""
+        self.write(offset, length)
 
     def write_back(self, offset: int, length: int) -> None:
         """As `write`."""

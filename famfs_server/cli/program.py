@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from famfs_server import __version__
-from famfs_server.errors import FamfsError
+from famfs_server.errors import DeviceModeError, FamfsError
 
 HELP_NAMES = ("-h", "-?", "--help")
 UNKNOWN_COMMAND = 3
@@ -106,6 +106,15 @@ def describe(error: OSError) -> str:
     """An error of the operating system as users know them: the path, then the cause."""
     cause = os.strerror(error.errno) if error.errno else str(error)
     return f"{os.fsdecode(error.filename)}: {cause}" if isinstance(error.filename, str | bytes) else cause
+
+
+def refuse_daxmode(wanted: bool) -> None:
+    """The reference switches a device's driver on --set-daxmode; saying no is better than not doing it."""
+    if wanted:
+        raise DeviceModeError(
+            "--set-daxmode is not possible yet; the device has to be in devdax mode: "
+            "daxctl reconfigure-device -m devdax switches it"
+        )
 
 
 def warn(message: str) -> None:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
+from uuid import UUID
 
 import click
 
@@ -178,6 +179,16 @@ def find_mount(path: str) -> tuple[mountapi.MountRecord, bytes]:
     inside = os.path.relpath(real, covering.mount_point)
     whole = os.path.normpath(os.path.join(covering.root, inside)).strip("/")
     return covering, b"" if whole == "." else os.fsencode(whole)
+
+
+def this_host() -> UUID | None:
+    """This host's UUID; nothing where it is unknown, which makes the host a client."""
+    from famfs_server.dax import hostid
+
+    try:
+        return hostid.system_uuid()
+    except hostid.HostIdError:
+        return None
 
 
 def daxdev_option(function: Callable[..., Any]) -> Callable[..., Any]:

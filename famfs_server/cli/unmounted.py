@@ -5,7 +5,7 @@ import errno
 import os
 from collections.abc import Sequence
 
-from famfs_server.cli.target import Status, Target
+from famfs_server.cli.target import Status, Target, this_host
 from famfs_server.daemon.control_client import FileRequest
 from famfs_server.dax import hostid
 from famfs_server.dax.device import DaxDevice, Lock
@@ -48,12 +48,7 @@ class DeviceTarget(Target):
                     wait=LOCK_SECONDS,
                     why="is mounted or being written by another process of this host; use the path in the mount",
                 )
-            try:
-                host = hostid.system_uuid()
-            except hostid.HostIdError:
-                if write:
-                    raise
-                host = None
+            host = hostid.system_uuid() if write else this_host()
             self._volume = Volume(self._device.memory(), host, device)
         except BaseException:
             self._device.close()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a mount command to a daemon: every check that needs no mount, then the supervisor, here or in the background."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -117,17 +118,33 @@ def _make_run_directory(uuid: UUID, mount_point: str) -> Path:
     return directory
 
 
+class _Parent:
+    """The process that waits for the outcome of a mount in the background. It is told once."""
+
+    def __init__(self, speak: int) -> None:
+        self._speak = speak
+
+    def tell(self, message: dict[str, str | int]) -> bool:
+        """Send the outcome, and say whether it was the first one."""
+        speak, self._speak = self._speak, -1
+        if speak < 0:
+            return False
+        with contextlib.suppress(BrokenPipeError):
+            os.write(speak, json.dumps(message).encode() + b"\n")
+        os.close(speak)
+        return True
+
+
 def _supervise(
-    options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path, speak: int | None
+    options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path, parent: _Parent | None
 ) -> None:
     def ready() -> None:
-        if speak is not None:
-            os.write(speak, b"{}\n")
-            os.close(speak)
+        if parent is not None:
+            parent.tell({})
             worker.leave_terminal()
 
     try:
-        supervisor.Supervisor(options, device, host, run_directory, ready, background=speak is not None).run()
+        supervisor.Supervisor(options, device, host, run_directory, ready, background=parent is not None).run()
     finally:
         _remove(run_directory)
 
@@ -140,7 +157,7 @@ def _daemonise(options: MountOptions, device: DaxDevice, host: UUID | None, run_
     pid = os.fork()
     if pid == 0:
         os.close(hear)
-        _become_daemon(options, device, host, run_directory, speak)
+        _become_daemon(options, device, host, run_directory, _Parent(speak))
     os.close(speak)
     line = b""
     while not line.endswith(b"\n") and (data := os.read(hear, 65536)):
@@ -157,7 +174,7 @@ def _daemonise(options: MountOptions, device: DaxDevice, host: UUID | None, run_
 
 
 def _become_daemon(
-    options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path, speak: int
+    options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path, parent: _Parent
 ) -> NoReturn:
     status = 0
     try:
@@ -165,24 +182,17 @@ def _become_daemon(
         os.chdir("/")
         os.umask(0o077)
         _log_to(options, syslog=True)
-        _supervise(options, device, host, run_directory, speak)
+        _supervise(options, device, host, run_directory, parent)
     except FamfsError as error:
         status = error.exit_status
-        log.error("%s: %s", options.mount_point, error)
-        _tell_parent(speak, str(error), status)
+        # Whoever waits prints the line; it need not be there twice.
+        if not parent.tell({"error": str(error), "status": status}):
+            log.error("%s: %s", options.mount_point, error)
     except BaseException as error:
         status = 1
         log.exception("the server fails")
-        _tell_parent(speak, f"{type(error).__name__}: {error}", 32)
+        parent.tell({"error": f"{type(error).__name__}: {error}", "status": 32})
     supervisor.exit_process(status)
-
-
-def _tell_parent(speak: int, line: str, status: int) -> None:
-    try:
-        os.write(speak, json.dumps({"error": line, "status": status}).encode() + b"\n")
-    except OSError:
-        # The parent has been told "ready" already and is gone.
-        log.debug("nobody waits for the outcome any more")
 
 
 def _log_to(options: MountOptions, *, syslog: bool) -> None:

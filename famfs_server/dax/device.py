@@ -6,6 +6,7 @@ hardware: nothing but shared mappings whose offset and length are multiples of 2
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -27,6 +28,8 @@ from famfs_server.errors import DeviceBusyError, DeviceError, DeviceModeError
 EMULATED_ALIGN = 0x200000
 _FLOCK = struct.Struct("hhqqi4x")
 _LOCK_RETRY_SECONDS = 0.05
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Mode(Enum):
@@ -130,7 +133,16 @@ class DaxDevice:
         if self._map is None:
             self._map = self.map(0, self.size // self.align * self.align)
         needs_flush = self.mode is not Mode.EMULATED if flush is None else flush
-        return Memory(memoryview(self._map), flush=needs_flush)
+        punch = self._punch if self.mode is Mode.EMULATED else None
+        return Memory(memoryview(self._map), flush=needs_flush, punch=punch)
+
+    def _punch(self, offset: int, length: int) -> bool:
+        """Zero a range of the file that stands for a device without filling it: a sparse one stays sparse."""
+        if length < EMULATED_ALIGN:
+            return False
+        mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+        result: int = _libc.fallocate(self.fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(length))
+        return result == 0
 
     def map(self, offset: int, length: int) -> mmap.mmap:
         """A shared mapping of a part of the device; offset and length must be multiples of `align`, as on devdax."""

@@ -9,13 +9,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from famfs_server.errors import FamfsError
-from famfs_server.fuse.abi import OpenFlag, SetattrValid
+from famfs_server.fuse.abi import OpenFlag, SetattrValid, inval_entry
 from famfs_server.omf import layout
 from famfs_server.volume import namespace as ns
+from famfs_server.volume.provisional import FIRST_PROVISIONAL, Provisional
 from famfs_server.volume.volume import Role, Volume
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,9 @@ class FileSystem:
         """The time of the mount stands for the times that the media do not hold; a takeover keeps it."""
         self.volume = volume
         self.namespace = volume.namespace
+        self.made = Provisional(volume)
+        self.notify: Callable[[bytes], None] = lambda notification: None
+        """Where notifications to the kernel go; set when the connection serves."""
         self.settings = settings
         self.namespace.started = self.namespace.started or time.time_ns()
         self.started = self.namespace.started
@@ -87,10 +91,20 @@ class FileSystem:
 
     def lookup(self, parent: int, name: bytes) -> int:
         """The nodeid of a name, or 0; a name that is missing is looked for in what the log has gained since."""
-        node = self.namespace.lookup(parent, name)
+        node = self.namespace.lookup(parent, name) or self.made.find(parent, name)
         if not node and self.follow():
             node = self.namespace.lookup(parent, name)
-        return node
+        return self.made.aliases.get(node, node)
+
+    def remember(self, nodeid: int) -> None:
+        """The kernel is about to be given a nodeid; only provisional ones are counted."""
+        if nodeid >= FIRST_PROVISIONAL:
+            self.made.remember(nodeid)
+
+    def forget(self, nodeid: int, count: int) -> None:
+        """The kernel gives a nodeid back."""
+        if nodeid >= FIRST_PROVISIONAL:
+            self.made.forget(nodeid, count)
 
     def follow(self) -> bool:
         """Replay what the log has gained, and say whether there was anything (design, "No stale misses")."""
@@ -113,23 +127,35 @@ class FileSystem:
             yield DOT, directory, b"."
         if cookie <= DOT:
             yield DOTDOT, tree.parent[directory], b".."
-        for node in tree.children(directory, cookie if cookie > DOTDOT else 0):
-            yield node, node, tree.name(node)
+        aliases = self.made.aliases
+        if cookie < FIRST_PROVISIONAL:
+            if cookie > DOTDOT and not (tree.exists(cookie) and tree.parent[cookie] == directory):
+                raise refusal(errno.EINVAL)
+            for node in tree.children(directory, cookie if cookie > DOTDOT else 0):
+                yield node, aliases.get(node, node), tree.name(node)
+        for node, name in self.made.within(directory):
+            if node > cookie:
+                yield node, node, name
 
-    def require(self, nodeid: int) -> None:
-        """Raise ESTALE for a nodeid that names nothing."""
-        if not self.namespace.exists(nodeid):
+    def row(self, nodeid: int) -> int:
+        """The namespace row of a node, which the nodeid is except for files that were made by system calls. ESTALE for
+        one that names nothing."""
+        row = nodeid if nodeid < FIRST_PROVISIONAL else self.made.row(nodeid)
+        tree = self.namespace
+        if not row or (row >= tree.published and row < tree.provisional_row) or not tree.mode[row]:
             raise refusal(errno.ESTALE)
+        return row
 
     # -- attributes -----------------------------------------------------------------------------
 
     def attr(self, nodeid: int) -> Attr:
-        """The attributes of an existing node, in the wire's order."""
+        """The attributes of a node, in the wire's order; ESTALE if there is none."""
         tree = self.namespace
-        size = tree.size[nodeid]
+        row = self.row(nodeid)
+        size = tree.size[row]
         if self._own_times:
             (atime, atime_ns), (mtime, mtime_ns), (ctime, ctime_ns) = (
-                divmod(column[nodeid] or self.started, 10**9) for column in (tree.atime, tree.mtime, tree.ctime)
+                divmod(column[row] or self.started, 10**9) for column in (tree.atime, tree.mtime, tree.ctime)
             )
         else:
             atime = mtime = ctime = self._seconds
@@ -144,109 +170,158 @@ class FileSystem:
             atime_ns,
             mtime_ns,
             ctime_ns,
-            tree.mode[nodeid],
+            tree.mode[row],
             1,
-            tree.uid[nodeid],
-            tree.gid[nodeid],
+            tree.uid[row],
+            tree.gid[row],
             0,
             BLOCK_SIZE,
             0,
         )
 
     def attr_timeout(self, nodeid: int) -> int:
-        """Seconds for which attributes may be cached: sizes of files never change, directories may gain entries."""
-        return 0 if self.namespace.is_directory(nodeid) else self.settings.timeout
+        """Seconds for which attributes may be cached: sizes of files in the log never change, all else may."""
+        if nodeid >= FIRST_PROVISIONAL or self.namespace.is_directory(nodeid):
+            return 0
+        return self.settings.timeout
+
+    def entry_timeout(self, nodeid: int) -> int:
+        """Seconds for which a name may be cached: for ever, but that a file which is not logged may be dropped."""
+        return 0 if nodeid >= FIRST_PROVISIONAL else self.settings.timeout
 
     def setattr(self, nodeid: int, new: Attributes) -> None:
-        """Change mode, owner or times in memory; sizes never change once they are logged (decisions 12)."""
-        self.require(nodeid)
-        tree = self.namespace
-        if new.valid & SetattrValid.SIZE and new.size != tree.size[nodeid]:
-            if self.volume.role is not Role.MASTER:
-                raise refusal(errno.EROFS)
-            self._hint_truncate(nodeid)
-            raise refusal(errno.EPERM)
+        """Change mode, owner or times in memory; a size can be set once, which logs the file (decisions 12, 23)."""
+        row = self.row(nodeid)
+        if new.valid & SetattrValid.SIZE:
+            self._set_size(nodeid, row, new.size)
         if not new.valid & (_OWNERSHIP | _TIMES):
             return
         if self.volume.role is not Role.MASTER:
             raise refusal(errno.EROFS)
-        if nodeid < ns.FIRST_NODEID and nodeid != ns.ROOT:
+        if row < ns.FIRST_NODEID and row != ns.ROOT:
             raise refusal(errno.EPERM)
+        tree = self.namespace
+        # The size may just have moved the file into the log.
+        row = self.row(nodeid)
         if new.valid & SetattrValid.MODE:
-            tree.mode[nodeid] = tree.mode[nodeid] & ~0o7777 | new.mode & 0o7777
+            tree.mode[row] = tree.mode[row] & ~0o7777 | new.mode & 0o7777
         if new.valid & SetattrValid.UID:
-            tree.uid[nodeid] = new.uid
+            tree.uid[row] = new.uid
         if new.valid & SetattrValid.GID:
-            tree.gid[nodeid] = new.gid
+            tree.gid[row] = new.gid
         for bit, column, value in (
             (SetattrValid.ATIME, tree.atime, new.atime),
             (SetattrValid.MTIME, tree.mtime, new.mtime),
             (SetattrValid.CTIME, tree.ctime, new.ctime),
         ):
             if new.valid & bit:
-                column[nodeid] = max(value, 1)
+                column[row] = max(value, 1)
                 self._own_times = True
         tree.local_changes += 1
+
+    def _set_size(self, nodeid: int, row: int, size: int) -> None:
+        if self._is_growing(nodeid):
+            self.made.resize(nodeid, size)
+        elif size != self.namespace.size[row]:
+            if self.volume.role is not Role.MASTER:
+                raise refusal(errno.EROFS)
+            self._hint_truncate(row)
+            raise refusal(errno.EPERM)
+
+    def _is_growing(self, nodeid: int) -> bool:
+        """Whether the file is not in the log yet, so that its size may still change."""
+        return nodeid >= FIRST_PROVISIONAL and not self.made.is_logged(nodeid)
+
+    def allocate(self, nodeid: int, offset: int, length: int, mode: int) -> None:
+        """fallocate(2): sizes a new file and logs it; within a file that is logged there is nothing to do."""
+        row = self.require_file(nodeid)
+        if mode:
+            raise refusal(errno.EOPNOTSUPP)
+        end = offset + length
+        if self._is_growing(nodeid):
+            self.made.resize(nodeid, max(end, self.namespace.size[row]))
+        elif end > self.namespace.size[row]:
+            raise refusal(errno.EFBIG)
 
     @staticmethod
     def now() -> int:
         """The present time in nanoseconds, for attributes that are to be set to it."""
         return time.time_ns()
 
-    def _hint_truncate(self, nodeid: int) -> None:
-        if nodeid not in self._hinted:
-            self._hinted.add(nodeid)
+    def _hint_truncate(self, row: int) -> None:
+        if row not in self._hinted:
+            self._hinted.add(row)
             log.warning(
                 "%s: the size of a famfs file never changes; write into it without truncating "
                 "(dd conv=notrunc), or copy to a new name",
-                os.fsdecode(self.namespace.path(nodeid)),
+                os.fsdecode(self.namespace.path(row)),
             )
 
     # -- file data ------------------------------------------------------------------------------
 
     def open(self, nodeid: int, flags: int) -> int:
         """Allow an open with the open(2) `flags`; the FOPEN flags of the reply."""
-        self.require(nodeid)
-        if self.namespace.is_directory(nodeid):
-            raise refusal(errno.EISDIR)
-        if flags & os.O_ACCMODE != os.O_RDONLY and nodeid < ns.FIRST_NODEID:
+        row = self.require_file(nodeid)
+        if flags & os.O_ACCMODE != os.O_RDONLY and row < ns.FIRST_NODEID:
             raise refusal(errno.EPERM)
-        if flags & os.O_TRUNC and self.namespace.size[nodeid]:
-            self._hint_truncate(nodeid)
+        if flags & os.O_TRUNC and self.namespace.size[row]:
+            self._hint_truncate(row)
             raise refusal(errno.EPERM)
+        if nodeid >= FIRST_PROVISIONAL:
+            self.made.opened(nodeid)
+            # Pages that were cached while the file had no map would hang the fault that comes after (findings 1.8).
+            return self.open_flags | OpenFlag.DIRECT_IO
         return self.open_flags
+
+    def release(self, nodeid: int) -> None:
+        """An open file is closed for the last time by its opener; a new one may go into the log now."""
+        if nodeid < FIRST_PROVISIONAL:
+            return
+        self.made.released(nodeid)
+        row = self.made.row(nodeid)
+        if row and row < self.namespace.published and not self.made.is_open(nodeid):
+            # The kernel will look the name up again, under the nodeid that the log gives it, and keep that for long.
+            self.notify(inval_entry(self.namespace.parent[row], self.namespace.name(row)))
 
     def opendir(self, nodeid: int) -> None:
         """Allow a directory to be listed."""
-        self.require(nodeid)
-        if not self.namespace.is_directory(nodeid):
+        if not self.namespace.is_directory(self.row(nodeid)):
             raise refusal(errno.ENOTDIR)
 
-    def require_file(self, nodeid: int) -> None:
-        """Raise ESTALE or EISDIR unless `nodeid` is a file."""
-        self.require(nodeid)
-        if self.namespace.is_directory(nodeid):
+    def require_file(self, nodeid: int) -> int:
+        """The row of a file. Raises ESTALE or EISDIR for anything else."""
+        row = self.row(nodeid)
+        if self.namespace.is_directory(row):
             raise refusal(errno.EISDIR)
+        return row
+
+    def views(self, nodeid: int, offset: int, length: int) -> Iterator[memoryview]:
+        """File bytes as views of device memory (`Volume.views`)."""
+        return self.volume.views(self.require_file(nodeid), offset, length)
 
     def write(self, nodeid: int, offset: int, data: memoryview) -> int:
-        """Store file bytes; fewer than asked for at the end of the file, EFBIG behind it (decisions 12)."""
-        self.require_file(nodeid)
-        if nodeid < ns.FIRST_NODEID:
+        """Store file bytes. A file that is not logged grows; in others, fewer bytes than asked for are stored at the
+        end, and EFBIG is the answer behind it (decisions 12, 23)."""
+        row = self.require_file(nodeid)
+        if row < ns.FIRST_NODEID:
             raise refusal(errno.EPERM)
-        if offset >= self.namespace.size[nodeid] and len(data):
+        if self._is_growing(nodeid):
+            self.made.grow(nodeid, offset + len(data), offset)
+        elif offset >= self.namespace.size[row] and len(data):
             raise refusal(errno.EFBIG)
-        return self.volume.write(nodeid, offset, data)
+        return self.volume.write(row, offset, data)
 
     def fsync(self, nodeid: int) -> None:
-        """Write the file's cache lines back to memory, where other hosts see them."""
-        self.require(nodeid)
-        if not self.namespace.is_directory(nodeid):
-            self.volume.write_back(nodeid)
+        """Write the file's cache lines back to memory, where other hosts see them; a new file is logged first."""
+        row = self.row(nodeid)
+        if self._is_growing(nodeid):
+            self.made.log(nodeid)
+        elif not self.namespace.is_directory(row):
+            self.volume.write_back(row)
 
     def lseek(self, nodeid: int, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE: a famfs file has no holes but its end."""
-        self.require_file(nodeid)
-        size = self.namespace.size[nodeid]
+        size = self.namespace.size[self.require_file(nodeid)]
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise refusal(errno.EINVAL)
         if offset >= size:
@@ -259,6 +334,16 @@ class FileSystem:
         """Make and log a directory; its nodeid."""
         return self.volume.mkdir(self._new_path(parent, name), mode & 0o7777, uid, gid)
 
+    def create(self, parent: int, name: bytes, flags: int, mode: int, uid: int, gid: int) -> tuple[int, int]:
+        """Make a file that is not logged yet, or open one that somebody made meanwhile; its nodeid and FOPEN flags."""
+        path = self._new_path(parent, name)
+        if node := self.lookup(parent, name):
+            if flags & os.O_EXCL:
+                raise refusal(errno.EEXIST)
+            return node, self.open(node, flags)
+        log.debug("%s is made", os.fsdecode(path))
+        return self.made.create(parent, name, mode, uid, gid), self.open_flags | OpenFlag.DIRECT_IO
+
     @property
     def change_errno(self) -> int:
         """What unlink, rename, link and the like are refused with: the format has none of them."""
@@ -267,7 +352,7 @@ class FileSystem:
     def _new_path(self, parent: int, name: bytes) -> bytes:
         if self.volume.role is not Role.MASTER:
             raise refusal(errno.EROFS)
-        self.require(parent)
+        self.opendir(parent)
         if not self.settings.create or parent == ns.META:
             raise refusal(errno.EPERM)
         path = self.namespace.path(parent) + b"/" + name if parent != ns.ROOT else name
@@ -279,7 +364,7 @@ class FileSystem:
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
         """The value of an extended attribute; there is one, the same for every node."""
-        self.require(nodeid)
+        self.row(nodeid)
         if name != SHADOW_XATTR:
             raise refusal(errno.ENODATA)
         return self.settings.shadow

@@ -27,7 +27,7 @@ from pyfuse3 import (
 )
 
 from famfs_server.fuse.abi import OpenFlag, SetattrValid
-from famfs_server.fuse.filesystem import Attributes, FileSystem, errno_of
+from famfs_server.fuse.filesystem import DOTDOT, Attributes, FileSystem, errno_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,7 +76,7 @@ class FamfsOperations(pyfuse3.Operations):
         entry.st_atime_ns = atime * 10**9 + atime_ns
         entry.st_mtime_ns = mtime * 10**9 + mtime_ns
         entry.st_ctime_ns = ctime * 10**9 + ctime_ns
-        entry.entry_timeout = fs.settings.timeout
+        entry.entry_timeout = fs.entry_timeout(nodeid)
         entry.attr_timeout = fs.attr_timeout(nodeid)
         return entry
 
@@ -85,14 +85,15 @@ class FamfsOperations(pyfuse3.Operations):
         node = self._fs.lookup(parent_inode, name)
         if not node:
             raise pyfuse3.FUSEError(errno.ENOENT)
+        self._fs.remember(node)
         return self._entry(node)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """Nothing was remembered: nodeids are functions of the log."""
+        for inode, count in inode_list:
+            self._fs.forget(inode, count)
 
     @_answered
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        self._fs.require(inode)
         return self._entry(inode)
 
     @_answered
@@ -139,6 +140,8 @@ class FamfsOperations(pyfuse3.Operations):
         for cookie, node, name in self._fs.entries(fh, start_id):
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._entry(node), cookie):
                 return
+            if cookie > DOTDOT:
+                self._fs.remember(node)
 
     async def releasedir(self, fh: FileHandleT) -> None:
         """Nothing was opened."""
@@ -157,8 +160,7 @@ class FamfsOperations(pyfuse3.Operations):
 
     @_answered
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        self._fs.require_file(InodeT(fh))
-        return self._fs.volume.read(fh, off, size)
+        return self._fs.volume.read(self._fs.require_file(fh), off, size)
 
     @_answered
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -170,7 +172,7 @@ class FamfsOperations(pyfuse3.Operations):
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def release(self, fh: FileHandleT) -> None:
-        """Nothing was opened."""
+        self._fs.release(fh)
 
     @_answered
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -195,7 +197,7 @@ class FamfsOperations(pyfuse3.Operations):
 
     @_answered
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> list[XAttrNameT]:
-        self._fs.require(inode)
+        self._fs.row(inode)
         return []
 
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
@@ -211,10 +213,14 @@ class FamfsOperations(pyfuse3.Operations):
     def _refuse(self) -> NoReturn:
         raise pyfuse3.FUSEError(self._fs.change_errno)
 
+    @_answered
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        self._refuse()
+        node, answer = self._fs.create(parent_inode, name, flags, mode & ~ctx.umask, ctx.uid, ctx.gid)
+        self._fs.remember(node)
+        info = FileInfo(fh=FileHandleT(node), direct_io=bool(answer & OpenFlag.DIRECT_IO))
+        return info, self._entry(InodeT(node))
 
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Final
 
 from famfs_server.fuse import abi
-from famfs_server.fuse.abi import Opcode, SetattrValid
-from famfs_server.fuse.filesystem import Attributes, FileSystem, errno_of, refusal
+from famfs_server.fuse.abi import Opcode, OpenFlag, SetattrValid
+from famfs_server.fuse.filesystem import DOTDOT, Attributes, FileSystem, errno_of, refusal
 from famfs_server.fuse.fmap_replies import FmapReplies
 from famfs_server.fuse.session import Session
 from famfs_server.volume import namespace as ns
+from famfs_server.volume.provisional import FIRST_PROVISIONAL
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ FAST: Final = frozenset(
         Opcode.READDIRPLUS,
         Opcode.RELEASEDIR,
         Opcode.MKDIR,
+        Opcode.CREATE,
         Opcode.STATFS,
         Opcode.FSYNC,
         Opcode.GETXATTR,
@@ -72,6 +74,10 @@ _SHORTEST: Final[dict[int, int]] = {
     Opcode.GETATTR: abi.GETATTR_IN.size,
     Opcode.SETATTR: abi.SETATTR_IN.size,
     Opcode.MKDIR: abi.MKDIR_IN.size + 2,
+    Opcode.CREATE: abi.CREATE_IN.size + 2,
+    Opcode.FORGET: abi.FORGET_IN.size,
+    Opcode.BATCH_FORGET: abi.BATCH_FORGET_IN.size,
+    Opcode.FALLOCATE: abi.FALLOCATE_IN.size,
     Opcode.OPEN: abi.OPEN_IN.size,
     Opcode.READ: abi.READ_IN.size,
     Opcode.WRITE: abi.WRITE_IN.size,
@@ -82,6 +88,9 @@ _SHORTEST: Final[dict[int, int]] = {
     Opcode.LSEEK: abi.LSEEK_IN.size,
 }
 """The least length of a request's body; shorter ones are EINVAL."""
+
+_MAKING: Final[dict[int, int]] = {Opcode.MKDIR: abi.MKDIR_IN.size, Opcode.CREATE: abi.CREATE_IN.size}
+"""Requests that make a name, and the bytes of their bodies before it."""
 
 _NSEC = 10**9
 _OPCODES = 64
@@ -114,11 +123,11 @@ class RequestPlane:
         known: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
-            Opcode.BATCH_FORGET: self._forget,
+            Opcode.BATCH_FORGET: self._batch_forget,
             Opcode.GETATTR: self._getattr,
             Opcode.SETATTR: self._setattr,
             Opcode.OPEN: self._open,
-            Opcode.RELEASE: self._nothing,
+            Opcode.RELEASE: self._release,
             Opcode.READ: self._read,
             Opcode.WRITE: self._write,
             Opcode.OPENDIR: self._opendir,
@@ -126,13 +135,14 @@ class RequestPlane:
             Opcode.READDIRPLUS: self._readdirplus,
             Opcode.RELEASEDIR: self._nothing,
             Opcode.MKDIR: self._mkdir,
+            Opcode.CREATE: self._create,
             Opcode.STATFS: self._statfs,
             Opcode.FSYNC: self._fsync,
             Opcode.GETXATTR: self._getxattr,
             Opcode.LISTXATTR: self._listxattr,
             Opcode.LSEEK: self._lseek,
-            # EXDEV and EOPNOTSUPP make callers fall back to reading and writing; ENOSYS is not asked again.
-            Opcode.FALLOCATE: self._always(errno.EOPNOTSUPP),
+            Opcode.FALLOCATE: self._fallocate,
+            # Callers fall back to reading and writing; ENOSYS is not asked again.
             Opcode.COPY_FILE_RANGE: self._always(errno.ENOSYS),
             Opcode.COPY_FILE_RANGE_64: self._always(errno.ENOSYS),
             Opcode.IOCTL: self._always(errno.ENOTTY),
@@ -147,6 +157,8 @@ class RequestPlane:
         self._handlers: list[Handler | None] = [None] * _OPCODES
         for opcode in served:
             self._handlers[opcode] = known[opcode]
+        # Files that are not logged are counted exactly once, which only this plane can: it sees what is sent again.
+        self._for_provisional = known
         if maps is not None:
             self._handlers[maps.get_fmap_opcode] = self._get_fmap
             if maps.get_daxdev_opcode is not None:
@@ -164,8 +176,10 @@ class RequestPlane:
         if self._poison and unique & ~abi.UNIQUE_RESEND == self._poison:
             log.error("request %d (opcode %d) has ended two workers; it is answered with EIO", unique, opcode)
             handler = self._always(errno.EIO)
-        if opcode == Opcode.MKDIR and size == length:
-            handler = self._once(unique, nodeid, length) or handler
+        if nodeid >= FIRST_PROVISIONAL:
+            handler = self._for_provisional.get(opcode, handler)
+        elif opcode in _MAKING and size == length:
+            handler = self._made_before(opcode, unique, nodeid, length) or handler
         if handler is None:
             return False
         try:
@@ -200,18 +214,23 @@ class RequestPlane:
 
     def _entry(self, unique: int, node: int) -> None:
         fs = self._fs
-        timeout = fs.settings.timeout
+        fs.remember(node)
+        timeout = fs.entry_timeout(node)
         reply(
             self._fuse,
             abi.ENTRY_REPLY.pack(144, 0, unique, node, 0, timeout, fs.attr_timeout(node), 0, 0, *fs.attr(node)),
         )
 
     def _forget(self, unique: int, nodeid: int, length: int) -> None:
-        """Nothing is remembered and nothing is answered."""
+        self._fs.forget(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))
+
+    def _batch_forget(self, unique: int, nodeid: int, length: int) -> None:
+        start = _BODY + abi.BATCH_FORGET_IN.size
+        for node, count in abi.FORGET_ONE.iter_unpack(self._view[start : length - (length - start) % 16]):
+            self._fs.forget(node, count)
 
     def _getattr(self, unique: int, nodeid: int, length: int) -> None:
         fs = self._fs
-        fs.require(nodeid)
         reply(self._fuse, abi.ATTR_REPLY.pack(120, 0, unique, fs.attr_timeout(nodeid), 0, *fs.attr(nodeid)))
 
     def _setattr(self, unique: int, nodeid: int, length: int) -> None:
@@ -238,31 +257,69 @@ class RequestPlane:
         name = self._name(_BODY + abi.MKDIR_IN.size, length)
         self._entry(unique, self._fs.mkdir(nodeid, name, mode & ~umask, uid, gid))
 
-    def _once(self, unique: int, nodeid: int, length: int) -> Handler | None:
-        """How to answer a MKDIR that a dead worker has carried out already; nothing for any other (decisions 15)."""
+    def _create(self, unique: int, nodeid: int, length: int) -> None:
+        flags, mode, umask, _ = abi.CREATE_IN.unpack_from(self._buffer, _BODY)
+        _, _, _, _, uid, gid, _, _ = abi.IN_HEADER.unpack_from(self._buffer)
+        name = self._name(_BODY + abi.CREATE_IN.size, length)
+        node, answer = self._fs.create(nodeid, name, flags, mode & ~umask, uid, gid)
+        self._fs.remember(node)
+        self._created(unique, node, answer)
+
+    def _created(self, unique: int, node: int, answer: int) -> None:
+        fs = self._fs
+        timeout = fs.entry_timeout(node)
+        entry = (node, 0, timeout, fs.attr_timeout(node), 0, 0, *fs.attr(node))
+        reply(self._fuse, abi.CREATE_REPLY.pack(160, 0, unique, *entry, 0, answer, 0))
+
+    def _made_before(self, opcode: int, unique: int, nodeid: int, length: int) -> Handler | None:
+        """How to answer a MKDIR or CREATE that a dead worker has carried out already; nothing for any other
+        (decisions 15)."""
         if not unique & abi.UNIQUE_RESEND:
             self._record.note_change(unique, self._tree.replayed)
             return None
         began = self._record.noted_change(unique)
-        name = bytes(self._view[_BODY + abi.MKDIR_IN.size : length - 1])
-        node = self._tree.lookup(nodeid, name)
-        if began is None or not node or ns.index_of(node) < began:
+        name = bytes(self._view[_BODY + _MAKING[opcode] : length - 1])
+        if began is None:
             return None
-        return lambda unique, nodeid, length: self._entry(unique, node)
+        if opcode == Opcode.CREATE:
+            node = self._fs.made.find(nodeid, name)
+            return (lambda *_: self._created(unique, node, OpenFlag.DIRECT_IO)) if node else None
+        node = self._tree.lookup(nodeid, name)
+        return (lambda *_: self._entry(unique, node)) if node and ns.index_of(node) >= began else None
+
+    def _is_first(self, unique: int) -> bool:
+        """Whether no worker before has counted this OPEN or RELEASE."""
+        if unique & abi.UNIQUE_RESEND and self._record.noted_change(unique) is not None:
+            return False
+        self._record.note_change(unique, self._tree.replayed)
+        return True
 
     # -- files ----------------------------------------------------------------------------------
 
     def _open(self, unique: int, nodeid: int, length: int) -> None:
         flags, _ = abi.OPEN_IN.unpack_from(self._buffer, _BODY)
-        reply(self._fuse, abi.OPEN_REPLY.pack(32, 0, unique, 0, self._fs.open(nodeid, flags), 0))
+        if nodeid >= FIRST_PROVISIONAL and not self._is_first(unique):
+            answer = int(OpenFlag.DIRECT_IO)
+        else:
+            answer = self._fs.open(nodeid, flags)
+        reply(self._fuse, abi.OPEN_REPLY.pack(32, 0, unique, 0, answer, 0))
+
+    def _release(self, unique: int, nodeid: int, length: int) -> None:
+        if nodeid >= FIRST_PROVISIONAL and self._is_first(unique):
+            self._fs.release(nodeid)
+        self._nothing(unique, nodeid, length)
+
+    def _fallocate(self, unique: int, nodeid: int, length: int) -> None:
+        _, offset, count, mode = abi.FALLOCATE_IN.unpack_from(self._buffer, _BODY)
+        self._fs.allocate(nodeid, offset, count, mode)
+        self._nothing(unique, nodeid, length)
 
     def _nothing(self, unique: int, nodeid: int, length: int) -> None:
         reply(self._fuse, abi.OUT_HEADER.pack(16, 0, unique))
 
     def _read(self, unique: int, nodeid: int, length: int) -> None:
         _, offset, size, _, _, _ = abi.READ_IN.unpack_from(self._buffer, _BODY)
-        self._fs.require_file(nodeid)
-        views = list(self._fs.volume.views(nodeid, offset, size))
+        views = list(self._fs.views(nodeid, offset, size))
         total = sum(map(len, views))
         try:
             os.writev(self._fuse, [abi.OUT_HEADER.pack(16 + total, 0, unique), *views])
@@ -295,24 +352,26 @@ class RequestPlane:
 
     def _readdir(self, unique: int, nodeid: int, length: int) -> None:
         _, cookie, size, _, _, _ = abi.READ_IN.unpack_from(self._buffer, _BODY)
-        self._fs.opendir(nodeid)
+        fs = self._fs
+        fs.opendir(nodeid)
         mode = self._tree.mode
         records: list[bytes] = []
         room = size
-        for place, node, name in self._fs.entries(nodeid, cookie):
+        for place, node, name in fs.entries(nodeid, cookie):
             need = (abi.DIRENT.size + len(name) + 7) & ~7
             if need > room:
                 break
             room -= need
-            records.append(abi.DIRENT.pack(node, place, len(name), mode[node] >> 12) + name.ljust(need - 24, b"\0"))
+            records.append(
+                abi.DIRENT.pack(node, place, len(name), mode[fs.row(node)] >> 12) + name.ljust(need - 24, b"\0")
+            )
         self._listing(unique, records, size - room)
 
     def _readdirplus(self, unique: int, nodeid: int, length: int) -> None:
         _, cookie, size, _, _, _ = abi.READ_IN.unpack_from(self._buffer, _BODY)
         fs = self._fs
         fs.opendir(nodeid)
-        mode, attr, attr_timeout, pack = self._tree.mode, fs.attr, fs.attr_timeout, abi.DIRENTPLUS.pack
-        timeout = fs.settings.timeout
+        attr, attr_timeout, entry_timeout, pack = fs.attr, fs.attr_timeout, fs.entry_timeout, abi.DIRENTPLUS.pack
         records: list[bytes] = []
         room = size
         for place, node, name in fs.entries(nodeid, cookie):
@@ -322,8 +381,13 @@ class RequestPlane:
                 break
             room -= need
             # The kernel takes no reference on `.` and `..`, so they carry no nodeid.
-            entry = node if place == node else 0
-            head = pack(entry, 0, timeout, attr_timeout(node), 0, 0, *attr(node), node, place, count, mode[node] >> 12)
+            entry = node if place > DOTDOT else 0
+            fs.remember(entry)
+            attributes = attr(node)
+            timeout = entry_timeout(node)
+            head = pack(
+                entry, 0, timeout, attr_timeout(node), 0, 0, *attributes, node, place, count, attributes[9] >> 12
+            )
             records.append(head + name.ljust(need - 152, b"\0"))
         self._listing(unique, records, size - room)
 
@@ -367,7 +431,7 @@ class RequestPlane:
 
     def _listxattr(self, unique: int, nodeid: int, length: int) -> None:
         (size,) = abi.GETXATTR_IN.unpack_from(self._buffer, _BODY)
-        self._fs.require(nodeid)
+        self._fs.row(nodeid)
         self._xattr_value(unique, size, b"")
 
     def _xattr_value(self, unique: int, size: int, value: bytes) -> None:

@@ -31,6 +31,8 @@ FIRST_NODEID = 16
 """The nodeid of log entry 0. Below it are the root and `.meta`; 2 stays free, the listing cookie of `..`."""
 
 META_NAME = b".meta"
+PROVISIONAL_ROWS = 1 << 14
+"""Rows behind those of the log, for files that are not logged yet (volume/provisional.py)."""
 _SPREAD = 0x9E3779B1
 _HEADER_WORDS = 8
 _IDENTITY, _PUBLISHED, _NAMES_USED, _EXTENTS_USED, _STARTED, _LOCAL_CHANGES = range(6)
@@ -54,7 +56,8 @@ class Namespace:
 
     def __init__(self, fd: int, capacity: int) -> None:
         """Map the columns in the memfd `fd`, made by `create` for a log of `capacity` entries."""
-        rows = capacity + FIRST_NODEID
+        self.provisional_row = capacity + FIRST_NODEID
+        rows = self.provisional_row + PROVISIONAL_ROWS
         slots = 1 << (2 * rows - 1).bit_length()
         plan: list[tuple[str, Literal["Q", "I", "B"], int]] = [
             ("header", "Q", _HEADER_WORDS),
@@ -76,6 +79,10 @@ class Namespace:
             ("extent_count", "B", rows),
             ("name_length", "B", rows),
             ("fault", "B", rows),
+            ("serial", "Q", PROVISIONAL_ROWS),
+            ("lookups", "Q", PROVISIONAL_ROWS),
+            ("logged", "I", PROVISIONAL_ROWS),
+            ("opens", "I", PROVISIONAL_ROWS),
         ]
         offsets: dict[str, int] = {}
         end = 0
@@ -115,6 +122,8 @@ class Namespace:
         self.extent_count = column("extent_count")
         self.name_length = column("name_length")
         self.fault = column("fault")
+        self.serial, self.lookups = column("serial"), column("lookups")
+        self.logged, self.opens = column("logged"), column("opens")
         self._slots = column("slots")
         self._mask = slots - 1
         self.extents = np.frombuffer(self._map, EXTENT, count=extent_rows, offset=extents_at)
@@ -281,6 +290,18 @@ class Namespace:
         start = self._header[_EXTENTS_USED]
         self._header[_EXTENTS_USED] = start + count
         return int(start)
+
+    def set_provisional_extent(self, row: int, offset: int, length: int) -> None:
+        """Store the one extent of a provisional row, which has its own place: the rows of the log come in its order."""
+        place = self.provisional_row * layout.MAX_STRIPS + row - self.provisional_row
+        self.extents[place] = (0, 0, offset, length)
+        self.extent_start[row] = place
+        self.extent_count[row] = 1 if length else 0
+
+    def reserving_rows(self) -> list[int]:
+        """The provisional rows that have space."""
+        counts = np.frombuffer(self.extent_count, np.uint8)[self.provisional_row :]
+        return [self.provisional_row + int(slot) for slot in np.flatnonzero(counts)]
 
     def store_names(self, data: bytes) -> int:
         """Append name bytes; the offset at which they lie."""

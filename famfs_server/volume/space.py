@@ -240,6 +240,15 @@ class Space:
             if self._usable is not self._owned:
                 self._usable[extent.device].release(extent.offset, extent.length)
 
+    def extend(self, extent: Extent, length: int) -> bool:
+        """Make an extent that is owned `length` bytes long in place, if what lies behind it is free."""
+        start, more = extent.offset + extent.length, length - extent.length
+        if not self._usable[extent.device].claim(start, more):
+            return False
+        if self._usable is not self._owned:
+            self._owned[extent.device].occupy(start, more)
+        return True
+
     def _allocate_run(self, size: int) -> Extent:
         # Lengths are rounded up to 2 MiB even where the unit is 4096, as every writer does (format 6.2).
         length = -(-size // layout.ALLOC_UNIT) * layout.ALLOC_UNIT

@@ -20,7 +20,7 @@ from famfs_server.errors import (
     RoleError,
 )
 from famfs_server.omf import append, layout, log, superblock
-from famfs_server.omf.log import Fmap
+from famfs_server.omf.log import Extent, Fmap
 from famfs_server.volume import fmap as fmap_arithmetic
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.faults import Fault
@@ -46,6 +46,7 @@ class DeviceMemory(Protocol):
     def write_back(self, offset: int, length: int) -> None: ...
     def invalidate(self, offset: int, length: int) -> None: ...
     def fence(self) -> None: ...
+    def zero(self, offset: int, length: int) -> None: ...
 
 
 class Role(Enum):
@@ -106,7 +107,9 @@ class Volume:
         self.stop: Stop | None = None
         self._settled = True
         self.foreign_writer = False
-        self._lock = threading.RLock()
+        self.promised: dict[tuple[int, bytes], int] = {}
+        """Names (parent, name) that belong to files which are not logged yet, to their provisional nodeids."""
+        self.lock = threading.RLock()
         self._state = state
         resumed = None if state is None else Namespace.resume(self.last_index + 1, state)
         if resumed is None:
@@ -152,13 +155,16 @@ class Volume:
     def space(self) -> Space:
         """The space map. After a takeover it is built when it is needed first, for lookups do not."""
         if not self._settled:
-            with self._lock:
+            with self.lock:
                 self._settle()
         return self._space
 
     def _settle(self) -> None:
         if not self._settled:
             self._load(self.namespace.replayed)
+            tree = self.namespace
+            for nodeid in tree.reserving_rows():
+                self._space.own(tree.fmap(nodeid).extents)
 
     def close(self) -> None:
         """Let go of the namespace. The devices' memory belongs to whoever mapped it."""
@@ -183,7 +189,7 @@ class Volume:
         """
         before = self.namespace.replayed
         while self.stop is None:
-            with self._lock:
+            with self.lock:
                 self._settle()
                 end = min(self._header().next_index, self.last_index + 1)
                 replayed = self.namespace.replayed
@@ -256,24 +262,31 @@ class Volume:
         Raises RoleError on a client or beside another writer, MediaError when the log is damaged, LogFullError,
         NoSpaceError, and PathError (or a kind of it) for paths that exist or have no parent.
         """
-        with self._lock:
-            first = self._begin_append(len(files))
-            places = self._places([new.path for new in files])
+        with self.lock:
+            self._begin_append(len(files))
+            self._places([new.path for new in files])
             maps: list[Fmap] = []
             try:
                 for new in files:
                     if new.size <= 0:
                         raise PathError(f"{new.path.decode(errors='replace')}: a famfs file cannot be empty")
                     maps.append(self.space.allocate(new.size, new.interleave))
-                entries = [
-                    log.build_file(index, new.path, size=new.size, mode=new.mode, uid=new.uid, gid=new.gid, fmap=fmap)
-                    for index, (new, fmap) in enumerate(zip(files, maps, strict=True), first)
-                ]
-                append.run(append.append_steps(first, entries), self._memory)
+                return self.log_files(files, maps)
             except BaseException:
                 for fmap in maps:
                     self.space.free_again(fmap)
                 raise
+
+    def log_files(self, files: Sequence[NewFile], maps: Sequence[Fmap]) -> list[int]:
+        """Log files whose space is allocated already; their nodeids. Raises the errors of `create_many`."""
+        with self.lock:
+            first = self._begin_append(len(files))
+            places = self._places([new.path for new in files])
+            entries = [
+                log.build_file(index, new.path, size=new.size, mode=new.mode, uid=new.uid, gid=new.gid, fmap=fmap)
+                for index, (new, fmap) in enumerate(zip(files, maps, strict=True), first)
+            ]
+            append.run(append.append_steps(first, entries), self._memory)
             return [
                 self._enter(index, place, S_IFREG | new.mode & 0o7777, new.uid, new.gid, new.size, fmap)
                 for index, (new, place, fmap) in enumerate(zip(files, places, maps, strict=True), first)
@@ -281,12 +294,31 @@ class Volume:
 
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> int:
         """Log a new directory; its nodeid. Raises the errors of `create_many`."""
-        with self._lock:
+        with self.lock:
             index = self._begin_append(1)
             place = self._places([path])[0]
             entry = log.build_mkdir(index, path, mode=mode, uid=uid, gid=gid)
             append.run(append.append_steps(index, [entry]), self._memory)
             return self._enter(index, place, S_IFDIR | mode & 0o7777, uid, gid, 0, Fmap(()))
+
+    def require_append(self, count: int) -> None:
+        """Raise what `create_many` would if `count` more entries could not be appended now."""
+        with self.lock:
+            self._begin_append(count)
+
+    def zero(self, extent: Extent) -> None:
+        """Fill a range with zeroes, so that nobody reads what its former owner left there (design, "Writing")."""
+        memory = self.memories[extent.device]
+        assert memory is not None
+        memory.zero(extent.offset, extent.length)
+
+    def copy_range(self, source: Extent, target: Extent) -> None:
+        """Copy the bytes of `source` to the beginning of `target`, on the primary device."""
+        step = 1 << 20
+        for done in range(0, source.length, step):
+            count = min(step, source.length - done)
+            self._memory.write(target.offset + done, self._memory.view[source.offset + done :][:count])
+        self._memory.write_back(target.offset, source.length)
 
     def _begin_append(self, count: int) -> int:
         """The index of the next entry, once everything that forbids an append has been ruled out (design 6)."""
@@ -329,7 +361,7 @@ class Volume:
                 raise NoSuchPathError(f"{head.decode(errors='replace')}: no such directory")
             if not self.namespace.is_directory(parent):
                 raise NotADirectoryPathError(f"{head.decode(errors='replace')} is not a directory")
-            if path in seen or self.namespace.lookup(parent, name):
+            if path in seen or (parent, name) in self.promised or self.namespace.lookup(parent, name):
                 raise ExistsError(f"{path.decode(errors='replace')} exists already")
             seen.add(path)
             places.append((parent, name))

@@ -40,9 +40,9 @@ def use(site: Site) -> Iterator[Site]:
         left[:] = site.leftovers()
         return not left
 
-    if not wait_for(clear, 10):
+    if not wait_for(clear, 5):
         site.clean()
-        wait_for(lambda: not site.leftovers(), 10)
+        wait_for(lambda: not site.leftovers(), 5)
         pytest.fail(f"left behind: {', '.join(left)}")
 
 

@@ -1,20 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a mount begins and ends: refusals before anything is seen, unmounting, signals, and killed processes."""
+
+import os
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from harness import *
+import pytest
+
+from famfs_server.dax.device import DaxDevice, Lock
+from famfs_server.omf import layout, log
+from harness import CLIENT_UUID, FAST, MIB, File, Site, client, format_device, populate, run, succeed, wait_for
+
+pytestmark = pytest.mark.timeout(60)
 
 
-def test_try(site):
-    d = site.format()
-    t = time.time()
-    populate(d, ["a"], [File("a/b", b"hello")])
-    print("pop", time.time() - t)
-    t = time.time()
-    with site.mounted(d, "fastpath=off") as m:
-        print("mount", time.time() - t, m.warnings)
-        t = time.time()
-        print(m.host_processes())
-        print(succeed("find", m.path, "-ls"))
-        t = time.time()
-        print(client("result=os.listdir(arguments[0])", m.path), time.time() - t)
-        t = time.time()
-    print("umount", time.time() - t)
+@pytest.fixture
+def device(site: Site) -> Path:
+    path = site.format()
+    populate(path, ["dir"], [File("hello", b"hello, world\n"), File("big", size=4 * MIB)])
+    return path
+
+
+@contextmanager
+def holding(path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that has a file open and reads its first bytes whenever it is sent a line."""
+    code = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+print("open", flush=True)
+for line in sys.stdin:
+    try:
+        print(os.pread(fd, 5, 0).decode(), flush=True)
+    except OSError as error:
+        print(error.strerror, flush=True)
+"""
+    words = [sys.executable, "-I", "-S", "-c", code, str(path)]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def ask(process: "subprocess.Popen[str]") -> str:
+    """What the holder of a file reads from it now."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("read\n")
+    process.stdin.flush()
+    return process.stdout.readline().rstrip("\n")
+
+
+def one_line(text: str) -> str:
+    """The only line of a message."""
+    lines = text.splitlines()
+    assert len(lines) == 1, text
+    return lines[0]
+
+
+# -- ends ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fast", FAST)
+def test_unmounting_ends_the_server(site: Site, device: Path, fast: str) -> None:
+    mount = site.attach(device, f"fastpath={fast}")
+    assert sorted(mount.host_processes().values()) == ["famfs-reaper", "famfs-superviso", "famfs-worker"]
+    succeed("umount", mount.path)
+    assert mount.gone(5)
+    assert list(mount.host.run_directory.iterdir()) == []
+    with DaxDevice.open(str(device)) as found:
+        assert found.lock(Lock.MOUNTED, exclusive=True)
+
+
+def test_unmounting_a_busy_mount_is_refused_and_harmless(site: Site, device: Path) -> None:
+    with site.mounted(device) as mount, holding(mount / "hello") as holder:
+        done = run("umount", mount.path)
+        assert done.returncode != 0
+        assert "busy" in done.stderr
+        assert ask(holder) == "hello"
+
+
+def test_mounting_again_and_again(site: Site, device: Path) -> None:
+    for _ in range(3):
+        mount = site.attach(device, name="again")
+        succeed("umount", mount.path)
+        assert wait_for(lambda: not site.mounts())
+    assert wait_for(lambda: not site.processes())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_to_the_supervisor_unmounts(site: Site, device: Path, number: signal.Signals) -> None:
+    mount = site.attach(device)
+    os.kill(mount.process("supervisor"), number)
+    assert mount.gone(5)
+
+
+@pytest.mark.parametrize("fast", FAST)
+def test_signal_with_an_open_file_detaches_and_the_file_stays_readable(site: Site, device: Path, fast: str) -> None:
+    mount = site.attach(device, f"fastpath={fast}")
+    with holding(mount / "hello") as holder:
+        os.kill(mount.process("supervisor"), signal.SIGTERM)
+        assert wait_for(lambda: not mount.attached, 5)
+        assert mount.connected
+        assert ask(holder) == "hello"
+        assert sorted(mount.host_processes().values()) == ["famfs-reaper", "famfs-superviso", "famfs-worker"]
+    assert mount.gone(5)
+
+
+def test_second_signal_ends_a_mount_that_is_in_use(site: Site, device: Path) -> None:
+    mount = site.attach(device)
+    supervisor = mount.process("supervisor")
+    with holding(mount / "hello") as holder:
+        os.kill(supervisor, signal.SIGTERM)
+        assert wait_for(lambda: not mount.attached, 5)
+        os.kill(supervisor, signal.SIGTERM)
+        assert wait_for(lambda: not mount.host_processes(), 5)
+        assert ask(holder) != "hello"
+    assert mount.gone(5)
+
+
+def test_signals_to_the_worker_are_ignored(site: Site, device: Path) -> None:
+    with site.mounted(device) as mount:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(mount.process("worker"), number)
+        assert succeed("cat", mount / "hello") == "hello, world\n"
+
+
+@pytest.mark.parametrize("fast", FAST)
+def test_killed_worker_is_replaced(site: Site, device: Path, fast: str) -> None:
+    with site.mounted(device, f"fastpath={fast}") as mount:
+        with holding(mount / "hello") as holder:
+            for _ in range(3):
+                worker = mount.process("worker")
+                os.kill(worker, signal.SIGKILL)
+                assert ask(holder) == "hello"
+                assert succeed("cat", mount / "hello") == "hello, world\n"
+                assert mount.process("worker") != worker
+        succeed("mkdir", mount / f"made-{fast}")
+        assert client("result = sorted(os.listdir(arguments[0]))", mount / "dir") == []
+
+
+def test_workers_that_die_at_once_end_the_mount(site: Site, device: Path) -> None:
+    mount = site.attach(device)
+    supervisor = mount.process("supervisor")
+    with holding(mount / "hello") as holder:
+        known: set[int] = set()
+        while os.path.exists(f"/proc/{supervisor}") and len(known) < 20:
+            workers = {pid for pid, comm in mount.host_processes().items() if comm == "famfs-worker"} - known
+            for pid in workers:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            known |= workers
+        assert 5 <= len(known) <= 7
+        assert wait_for(lambda: not mount.host_processes(), 5)
+        assert not mount.attached
+        assert ask(holder) != "hello"
+    assert mount.gone(5)
+
+
+@pytest.mark.parametrize("fast", FAST)
+def test_killed_supervisor_is_cleared_away_by_the_reaper(site: Site, device: Path, fast: str) -> None:
+    mount = site.attach(device, f"fastpath={fast}")
+    with holding(mount / "hello"):
+        os.kill(mount.process("supervisor"), signal.SIGKILL)
+        assert wait_for(lambda: not mount.attached, 5)
+        assert wait_for(lambda: not mount.host_processes(), 5)
+    assert wait_for(lambda: not mount.connected, 5)
+    for path in mount.host.run_directory.iterdir():
+        path.rmdir()
+
+
+def test_killed_reaper_ends_nothing(site: Site, device: Path) -> None:
+    with site.mounted(device) as mount:
+        os.kill(mount.process("reaper"), signal.SIGKILL)
+        assert succeed("cat", mount / "hello") == "hello, world\n"
+
+
+def test_killed_under_load(site: Site, device: Path) -> None:
+    code = """
+import time
+deadline = time.monotonic() + 3
+rounds = 0
+while time.monotonic() < deadline:
+    assert sorted(os.listdir(arguments[0])) == [".meta", "big", "dir", "hello"]
+    assert len(open(arguments[0] + "/big", "rb").read()) == 4 << 20
+    rounds += 1
+result = rounds
+"""
+    with site.mounted(device) as mount, ThreadPoolExecutor(2) as threads:
+        loads = [threads.submit(client, code, mount.path) for _ in range(2)]
+        for _ in range(10):
+            time.sleep(0.2)
+            os.kill(mount.process("worker"), signal.SIGKILL)
+            assert wait_for(lambda: "famfs-worker" in mount.host_processes().values(), 5)
+        assert all(load.result() > 0 for load in loads)
+
+
+# -- the command itself -------------------------------------------------------------------------
+
+
+def test_the_command_lets_go_of_its_output(site: Site, device: Path) -> None:
+    # A shell's pipe sees the end only when every process of the mount has closed its copy.
+    host, place = site.host(), site.place("mnt")
+    words = host.mount_command(device, place)
+    succeed("sh", "-c", '"$@" 2>&1 | cat', "sh", *words, env=host.environment, timeout=15)
+    assert [record.mount_point for record in site.mounts()] == [str(place)]
+    succeed("umount", place)
+
+
+def test_daemon_leaves_the_working_directory_and_the_session(site: Site, device: Path) -> None:
+    with site.mounted(device) as mount:
+        for name in ("supervisor", "worker", "reaper"):
+            pid = mount.process(name)
+            assert os.readlink(f"/proc/{pid}/cwd") == "/"
+            assert os.getsid(pid) != os.getsid(0)
+            assert {os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)} == {"/dev/null"}
+
+
+def test_privileges_while_serving(site: Site, device: Path) -> None:
+    with site.mounted(device) as mount:
+        succeed("cat", mount / "hello")
+        for name, kept in (("supervisor", 1 << 21), ("worker", 0), ("reaper", 1 << 21)):
+            for task in Path(f"/proc/{mount.process(name)}/task").iterdir():
+                status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
+                assert [int(status[key], 16) for key in ("CapPrm", "CapEff")] == [kept, kept]
+                assert [int(status[key], 16) for key in ("CapInh", "CapAmb", "CapBnd")] == [0, 0, 0]
+                assert int(status["NoNewPrivs"]) == 1
+
+
+def test_only_supervisor_and_worker_hold_the_connection(site: Site, device: Path) -> None:
+    with site.mounted(device) as mount:
+        for name, count in (("supervisor", 1), ("worker", 1), ("reaper", 0)):
+            folder = Path(f"/proc/{mount.process(name)}/fd")
+            assert [os.readlink(fd) for fd in folder.iterdir()].count("/dev/fuse") == count
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+
+def refused(site: Site, device: Path, place: Path, *options: str, status: int, cause: str) -> None:
+    """Try to mount and fail: with one line, a status, and nothing mounted."""
+    before = Path("/proc/mounts").read_text().splitlines()
+    done = site.host().mount(device, place, *options)
+    assert done.returncode == status, done.stderr
+    assert cause in one_line(done.stderr)
+    assert done.stdout == ""
+    assert site.mounts() == []
+    assert [line for line in Path("/proc/mounts").read_text().splitlines() if str(site.directory) in line] == [
+        line for line in before if str(site.directory) in line
+    ]
+
+
+def test_mount_point_is_missing(site: Site, device: Path) -> None:
+    refused(site, device, site.directory / "absent", status=32, cause="No such file or directory")
+
+
+def test_mount_point_is_a_file(site: Site, device: Path) -> None:
+    refused(site, device, device, status=32, cause="is not a directory")
+
+
+def test_device_is_missing(site: Site) -> None:
+    refused(site, site.directory / "absent", site.place("mnt"), status=32, cause="No such file or directory")
+
+
+def test_device_is_a_directory(site: Site) -> None:
+    refused(site, site.place("dir"), site.place("mnt"), status=32, cause="is not a dax device")
+
+
+def test_device_is_another_character_device(site: Site) -> None:
+    refused(site, Path("/dev/zero"), site.place("mnt"), status=32, cause="/dev/zero")
+
+
+def test_device_has_an_odd_size(site: Site) -> None:
+    odd = site.directory / "odd"
+    odd.write_bytes(bytes(4097))
+    refused(site, odd, site.place("mnt"), status=32, cause="multiple of 2 MiB")
+
+
+def test_device_has_no_file_system(site: Site) -> None:
+    blank = site.directory / "blank"
+    with blank.open("wb") as image:
+        image.truncate(4 << 30)
+    refused(site, blank, site.place("mnt"), status=32, cause="no famfs superblock")
+
+
+def test_device_is_shorter_than_the_log(site: Site, device: Path) -> None:
+    os.truncate(device, 8 * MIB)
+    refused(site, device, site.place("mnt"), status=32, cause="log")
+
+
+@pytest.mark.parametrize("words", ["frobnicate", "fmap=perhaps", "timeout=-1", "timeout=nan", "fastpath", "ro,,what=1"])
+def test_unknown_options(site: Site, device: Path, words: str) -> None:
+    option = words.rpartition(",")[2].partition("=")[0]
+    refused(site, device, site.place("mnt"), words, status=1, cause=option)
+
+
+def test_second_mount_by_the_same_host(site: Site, device: Path) -> None:
+    with site.mounted(device) as mount:
+        done = mount.host.mount(device, site.place("other"))
+        assert done.returncode == 32
+        assert "already mounted by this host" in one_line(done.stderr)
+        assert len(site.mounts()) == 1
+        assert succeed("cat", mount / "hello") == "hello, world\n"
+        with site.mounted(device, host=CLIENT_UUID) as other:
+            assert succeed("cat", other / "hello") == "hello, world\n"
+
+
+def test_a_device_that_is_being_formatted(site: Site, device: Path) -> None:
+    with DaxDevice.open(str(device)) as held:
+        assert held.lock(Lock.MOUNTED, exclusive=True)
+        done = site.host().mount(device, site.place("mnt"))
+    assert done.returncode == 32
+    assert "being made or repaired" in one_line(done.stderr)
+
+
+def test_hosts_whose_uuids_are_alike(site: Site, device: Path) -> None:
+    # Equal in the last 60 bits, as those made by one machine can be.
+    alike = ["00000000-0000-4000-8506-0708090a0b0c", "00000001-0000-4000-8506-0708090a0b0c"]
+    with site.mounted(device, host=alike[0]), site.mounted(device, host=alike[1]) as second:
+        assert succeed("cat", second / "hello") == "hello, world\n"
+
+
+def test_host_without_a_readable_uuid_is_a_client(site: Site, device: Path) -> None:
+    site.host().uuid_file.write_text("not a uuid\n")
+    with site.mounted(device, "fmap=never") as mount:
+        assert "client role" in mount.warnings
+        assert client("os.mkdir(arguments[0])", mount / "new") == "EROFS"
+
+
+def test_host_without_a_uuid_gets_one(site: Site, device: Path) -> None:
+    site.host().uuid_file.unlink()
+    with site.mounted(device, "fmap=never") as mount:
+        text = mount.host.uuid_file.read_bytes()
+        assert len(text) == 37
+        assert text[36] == 0
+        assert mount.host.uuid_file.stat().st_mode & 0o777 == 0o444
+        assert client("os.mkdir(arguments[0])", mount / "new") == "EROFS"
+
+
+def test_log_is_full(site: Site) -> None:
+    device = format_device(site.directory / "full")
+    with device.open("r+b") as image:
+        image.seek(layout.LOG_OFFSET)
+        image.write(log.build_header(8 * MIB, last_index=1))
+    with site.mounted(device) as mount:
+        succeed("mkdir", mount / "one", mount / "two")
+        before = device.open("rb").read(4 * MIB)
+        for _ in range(2):
+            assert client("os.mkdir(arguments[0])", mount / "three") == "ENOSPC"
+        assert client("result = sorted(os.listdir(arguments[0]))", mount.path) == [".meta", "one", "two"]
+        assert device.open("rb").read(4 * MIB) == before

@@ -98,6 +98,7 @@ class Twin:
         words: Sequence[str] = (),
         host: UUID | None = None,
         log: Path | None = None,
+        push: bool = True,
         **kernel: Any,
     ) -> None:
         """Start the server with the mount options `words` and send INIT; `kernel` goes to FakeKernel."""
@@ -110,6 +111,7 @@ class Twin:
         self.devices = [Device(os.path.realpath(image))] if devices is None else devices
         self.kernel = FakeKernel(ours, dialect, devices=self.devices, ioctls=our_ioctls, **kernel)
         self.data_path = self.reason = ""
+        self._push = push
         self._sockets = (ours, our_ioctls, self._messages)
         self._process = _processes.Process(
             target=serve, args=(theirs, their_ioctls, their_messages, str(image), words, host, str(self.log_path))
@@ -126,7 +128,17 @@ class Twin:
             raise Refused(message["error"])
         self.kernel.finish_init(unique)
         self.reason, self.data_path = str(message["ready"]), str(message["data_path"])
+        if self.kernel.famfs and self.kernel.dialect is not Dialect.PULL and self._push:
+            self.push()
         return self.kernel
+
+    def push(self) -> None:
+        """Register the devices, which is the supervisor's part, while nobody can open a file yet."""
+        for index, device in enumerate(self.devices):
+            with open(device.path, "rb") as file:
+                error = self.kernel.register(index, file.fileno())
+            if error:
+                raise Refused(os.strerror(error))
 
     def _message(self) -> dict[str, Any]:
         while self.kernel.pump(self.kernel.timeout, self._messages.fileno()):

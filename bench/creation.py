@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Section creation: new files in a second, by system calls one after the other and in one request to the socket."""
+
+import sys
+from pathlib import Path
+
+from bench import contenders, images
+from bench.images import FILE_SIZE
+from bench.metadata import rate
+from bench.plan import Plan
+from bench.replay import FILES_A_DIRECTORY
+from bench.site import BenchError, Client
+from bench.trees import WARM_DIRECTORY, Tree
+from famfs_server.daemon.control_client import CREATE_LIMIT, SOCKET_NAME
+
+SECTION = "creation"
+LOGS = {"log of 15k": 15_000, "log of 1M": 1_000_000}
+_WARM = 100
+
+
+def measure(plan: Plan) -> None:
+    """On a master, with a short log and with a long one; each sample on a fresh image and mount."""
+    count = 500 if plan.quick else 10_000
+    for row, entries in LOGS.items():
+        if plan.quick and entries > 100_000:
+            continue
+        plan.say(f"creation: making the {row}")
+        tree = Tree(row, entries // (FILES_A_DIRECTORY + 1), FILES_A_DIRECTORY)
+        paths = images.tree_paths(tree)
+        image = images.make_image(plan.site.directory / "creation.img", paths, room=2 * count + _WARM)
+        for sample in range(plan.samples):
+            plan.say(f"creation: {row}, sample {sample + 1}")
+            images.append(image, len(paths))
+            with contenders.mount_ours(plan.site, image) as root:
+                try:
+                    _one_by_one(plan, row, root, count)
+                except BenchError as error:
+                    plan.figures.note(f"creation by system calls: {error}")
+                _one_batch(plan, row, count)
+        image.unlink()
+
+
+def _names(kind: str, count: int) -> list[str]:
+    return [f"{WARM_DIRECTORY}/{kind}{number:06}" for number in range(count)]
+
+
+def _one_by_one(plan: Plan, row: str, root: Path, count: int) -> None:
+    outcome = plan.site.measure("create", root, names=_names("new", count), warm=_names("warm", _WARM), size=FILE_SIZE)
+    plan.figures.add(SECTION, row, "one by one", rate(outcome), "/s")
+
+
+def _one_batch(plan: Plan, row: str, count: int) -> None:
+    sockets = list((plan.site.directory / "run").glob(f"*/{SOCKET_NAME}"))
+    if not sockets:
+        plan.figures.note("creation in batches: the server has no control socket")
+        return
+    process = plan.site.start(sys.executable, "-m", "bench.control", sockets[0].parent)
+    job = {"action": "create", "names": _names("batch", min(count, CREATE_LIMIT)), "size": FILE_SIZE}
+    client = Client(process, job).wait_ready()
+    client.go()
+    plan.figures.add(SECTION, row, "one batch", rate(client.result()), "/s")

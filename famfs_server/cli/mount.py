@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`famfs mount`, with the reference's letters, and `mount.famfs`, with those of mount(8)."""
+
+from typing import NoReturn
+
+import click
+
+from famfs_server.cli import program
+from famfs_server.errors import FamfsError, PrivilegeError, UsageError
+
+MOUNT_FAILED = 32
+_CACHE = {"always": "always", "normal": "auto", "never": "never"}
+
+
+@program.tool("mount")
+@click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Mount options, separated by commas.")
+@click.option("-t", "--timeout", metavar="SECONDS", help="How long the kernel may remember names and attributes.")
+@click.option("-c", "--cache", type=click.Choice(list(_CACHE)), help="Use of the page cache on the server data path.")
+@click.option("-u", "--nouseraccess", is_flag=True, help="Let nobody but you use the mount.")
+@click.option("-p", "--nodefaultperm", is_flag=True, help="Leave permissions unchecked; needs --nouseraccess.")
+@click.option("-M", "--set-daxmode", is_flag=True, help="Put the device into famfs mode (not possible yet).")
+@click.option("-S", "--shadow", metavar="PATH", help="Accepted for compatibility; there is no shadow tree.")
+@click.option("-d", "--debug", is_flag=True, help="Log everything.")
+@click.option("-v", "--verbose", count=True, help="Say more.")
+@click.option("-f", "--fuse", is_flag=True, help="Use FUSE, as always.")
+@click.option("-F", "--nofuse", is_flag=True, hidden=True)
+@click.option("-L", "--load-module", is_flag=True, hidden=True)
+@click.option("-R", "--remount", is_flag=True, hidden=True)
+@click.option("-r", "--read", "by_read", is_flag=True, hidden=True)
+@click.option("-m", "--mmap", "by_mmap", is_flag=True, hidden=True)
+@click.option("-D", "--dummy", is_flag=True, hidden=True)
+@click.argument("device")
+@click.argument("directory")
+def command(
+    *,
+    device: str,
+    directory: str,
+    options: tuple[str, ...],
+    timeout: str | None,
+    cache: str | None,
+    nouseraccess: bool,
+    nodefaultperm: bool,
+    set_daxmode: bool,
+    shadow: str | None,
+    debug: bool,
+    verbose: int,
+    fuse: bool,
+    nofuse: bool,
+    load_module: bool,
+    remount: bool,
+    by_read: bool,
+    by_mmap: bool,
+    dummy: bool,
+) -> None:
+    """Mount the file system on DEVICE at DIRECTORY. Returns when the mount can be used."""
+    program.set_verbosity(verbose)
+    if by_read and by_mmap:
+        raise UsageError("--read and --mmap exclude each other")
+    if cache is not None and timeout is not None:
+        raise UsageError("--cache and --timeout exclude each other")
+    if nofuse and not fuse:
+        raise UsageError("--nofuse: this server mounts through FUSE only")
+    if remount or dummy:
+        raise UsageError(f"--{'remount' if remount else 'dummy'} does not exist here; unmount, and mount again")
+    program.refuse_daxmode(set_daxmode)
+    words = list(options)
+    words += [f"timeout={timeout}"] if timeout is not None else []
+    words += [f"cache={_CACHE[cache]}"] if cache is not None else []
+    words += ["nouseraccess"] if nouseraccess else []
+    words += ["nodefault_permissions"] if nodefaultperm else []
+    words += ["debug"] if debug else []
+    words += [f"shadow={shadow}"] if shadow is not None else []
+    start(device, directory, words)
+
+
+def start(
+    device: str,
+    directory: str,
+    words: list[str],
+    *,
+    sloppy: bool = False,
+    foreground: bool = False,
+    fake: bool = False,
+) -> None:
+    """Check the options, then mount."""
+    from famfs_server.daemon.options import parse_options
+
+    options = parse_options(device, directory, words, sloppy=sloppy)
+    from famfs_server.daemon import lifecycle
+
+    lifecycle.mount(options, foreground=foreground, fake=fake)
+
+
+@program.tool("mount.famfs")
+@click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Mount options, separated by commas.")
+@click.option("-s", "sloppy", is_flag=True, help="Tolerate unknown options.")
+@click.option("-f", "fake", is_flag=True, help="Do everything but the mount.")
+@click.option("-n", "no_mtab", is_flag=True, help="Accepted; there is no mtab.")
+@click.option("-v", "--verbose", count=True, help="Say more.")
+@click.option("-r", "read_only", is_flag=True, help="As -o ro.")
+@click.option("-w", "read_write", is_flag=True, help="As -o rw.")
+@click.option("-N", "namespace", metavar="NAMESPACE", help="Not possible: use nsenter --mount.")
+@click.option("-t", "kind", metavar="TYPE", help="famfs or fuse.famfs.")
+@click.argument("device")
+@click.argument("directory")
+def helper(
+    *,
+    device: str,
+    directory: str,
+    options: tuple[str, ...],
+    sloppy: bool,
+    fake: bool,
+    no_mtab: bool,
+    verbose: int,
+    read_only: bool,
+    read_write: bool,
+    namespace: str | None,
+    kind: str | None,
+) -> None:
+    """Mount the file system on DEVICE at DIRECTORY, for mount(8).
+
+    Exit status: 0 mounted, 1 usage or permission, 2 system error, 8 interrupted, 32 the mount failed.
+    """
+    program.set_verbosity(verbose)
+    if namespace is not None:
+        raise UsageError("-N: enter the mount namespace with nsenter --mount instead")
+    if kind is not None and kind.split(".", 1)[0] not in ("famfs", "fuse"):
+        raise UsageError(f"-t {kind}: this mounts famfs")
+    words = [*options, *(["ro"] if read_only else []), *(["rw"] if read_write else [])]
+    start(device, directory, words, sloppy=sloppy, fake=fake)
+
+
+def exit_status(error: FamfsError) -> int:
+    """The bits of mount(8)."""
+    return 1 if isinstance(error, UsageError | PrivilegeError) else MOUNT_FAILED
+
+
+STATUSES = program.Statuses(usage=1, interrupted=8, system=2, failure=exit_status)
+
+
+def main() -> NoReturn:
+    """The program `mount.famfs`."""
+    program.main(helper, "mount.famfs", STATUSES)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`famfs umount`: unmount, and return when the server has given the device back."""
+
+import os
+import select
+
+import click
+
+from famfs_server.cli import program
+from famfs_server.cli.target import FSTYPE
+from famfs_server.daemon.control_client import ControlClient
+from famfs_server.errors import FamfsError, MountError, UsageError
+from famfs_server.fuse import mountapi
+
+_SERVER_SECONDS = 10.0
+
+
+@program.tool("umount")
+@click.option("-l", "--lazy", is_flag=True, help="Detach now, free it when the last user has gone.")
+@click.option("-f", "--force", is_flag=True, help="End all requests first.")
+@click.option("-v", "--verbose", count=True, help="Say more.")
+@click.argument("path", metavar="DIRECTORY|DEVICE")
+def command(*, path: str, lazy: bool, force: bool, verbose: int) -> None:
+    """Unmount the famfs file system at DIRECTORY, or the one from DEVICE."""
+    program.set_verbosity(verbose)
+    point = _mount_point(path)
+    server = None if lazy or force else _server_of(point)
+    try:
+        mountapi.unmount(point, lazy=lazy, force=force)
+        if server is not None:
+            _wait(server, point)
+    finally:
+        if server is not None:
+            os.close(server)
+
+
+def _mount_point(path: str) -> str:
+    """The mount point that is meant. The mount is not touched: its server may be dead."""
+    absolute = os.path.abspath(path)
+    directory = os.path.join(os.path.realpath(os.path.dirname(absolute)), os.path.basename(absolute))
+    mounts = [record for record in mountapi.parse_mountinfo() if record.fstype == FSTYPE]
+    if any(record.mount_point == directory for record in mounts):
+        return directory
+    from_device = [record for record in mounts if record.source in (absolute, path)]
+    if not from_device:
+        raise MountError(f"{path}: no famfs file system is mounted there")
+    if len(from_device) > 1:
+        points = ", ".join(record.mount_point for record in from_device)
+        raise UsageError(f"{path} is mounted more than once, say where to unmount it: {points}")
+    return from_device[0].mount_point
+
+
+def _server_of(point: str) -> int | None:
+    """A descriptor of the server's process, which becomes readable when that ends."""
+    try:
+        return os.pidfd_open(ControlClient.of_mount(point).pid())
+    except (FamfsError, OSError, ValueError):
+        # Dead, or another user's: then there is nothing to wait for.
+        return None
+
+
+def _wait(server: int, point: str) -> None:
+    poll = select.poll()
+    poll.register(server, select.POLLIN)
+    if not poll.poll(_SERVER_SECONDS * 1000):
+        raise MountError(f"{point} is unmounted, but its server still runs after {_SERVER_SECONDS:.0f} seconds")

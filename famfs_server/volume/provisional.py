@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that system calls have made and the log does not know yet (decisions 1, 23).
+
+The format stores a file only with its size and its space, but `creat` comes before either. Until a file's size is
+certain it lives in a provisional row of the namespace, under a provisional nodeid, and nobody on another host sees it.
+It is logged when it is sized, at its first fsync, or at its last close; a file that is empty then is dropped.
+
+The kernel keeps the nodeid that it was given first for as long as it remembers the inode. Two live inodes for one file
+must never be (two maps of one page hang an unmount), so the provisional nodeid goes on naming the logged file until the
+kernel has forgotten it. That is why lookups are counted here, and only here.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from stat import S_IFREG
+
+import numpy as np
+
+from famfs_server.errors import ExistsError, FamfsError, NoSpaceError
+from famfs_server.omf import layout
+from famfs_server.omf.log import Extent, Fmap
+from famfs_server.volume.namespace import PROVISIONAL_ROWS
+from famfs_server.volume.volume import NewFile, Volume
+
+log = logging.getLogger(__name__)
+
+FIRST_PROVISIONAL = 1 << 62
+"""Provisional nodeids begin here; the row of one is its number modulo the number of rows."""
+
+_PAGE = 4096
+
+
+class Provisional:
+    """The provisional files of a volume. Every method that changes something takes the volume's lock."""
+
+    def __init__(self, volume: Volume) -> None:
+        """Find the provisional files that a predecessor has left in the namespace."""
+        self._volume = volume
+        self._tree = tree = volume.namespace
+        self._base = tree.provisional_row
+        self._lock = volume.lock
+        self._next = FIRST_PROVISIONAL
+        self._by_name = volume.promised
+        self.aliases: dict[int, int] = {}
+        """Logged nodeid to the provisional one that the kernel still knows it by."""
+        for slot in np.flatnonzero(np.frombuffer(tree.serial, np.uint64)).tolist():
+            nodeid = tree.serial[slot]
+            self._next = max(self._next, nodeid + 1)
+            if logged := tree.logged[slot]:
+                self.aliases[logged] = nodeid
+            else:
+                row = self._base + slot
+                self._by_name[tree.parent[row], tree.name(row)] = nodeid
+
+    # -- looking up -----------------------------------------------------------------------------
+
+    def row(self, nodeid: int) -> int:
+        """The namespace row of a provisional nodeid, or that of the file it has become; 0 if it is none any more."""
+        slot = nodeid % PROVISIONAL_ROWS
+        if self._tree.serial[slot] != nodeid:
+            return 0
+        return self._tree.logged[slot] or self._base + slot
+
+    def find(self, parent: int, name: bytes) -> int:
+        """The nodeid of a file that is not logged yet, or 0."""
+        return self._by_name.get((parent, name), 0)
+
+    def within(self, parent: int) -> Iterator[tuple[int, bytes]]:
+        """The files in a directory that are not logged yet, by nodeid, ascending."""
+        return iter(
+            sorted((nodeid, name) for (directory, name), nodeid in self._by_name.copy().items() if directory == parent)
+        )
+
+    def is_logged(self, nodeid: int) -> bool:
+        """Whether the file is in the log."""
+        return self._tree.logged[nodeid % PROVISIONAL_ROWS] != 0
+
+    def is_open(self, nodeid: int) -> bool:
+        """Whether anybody has the file open under its provisional nodeid."""
+        return self._tree.opens[nodeid % PROVISIONAL_ROWS] != 0
+
+    # -- what the kernel remembers --------------------------------------------------------------
+
+    def remember(self, nodeid: int) -> None:
+        """The kernel is about to be given the nodeid once more."""
+        self._tree.lookups[nodeid % PROVISIONAL_ROWS] += 1
+
+    def forget(self, nodeid: int, count: int) -> None:
+        """The kernel gives back `count` of the times it was given the nodeid."""
+        slot = nodeid % PROVISIONAL_ROWS
+        with self._lock:
+            if self._tree.serial[slot] == nodeid:
+                self._tree.lookups[slot] -= min(count, self._tree.lookups[slot])
+                self._retire(slot)
+
+    def opened(self, nodeid: int) -> None:
+        """One more open of the file."""
+        self._tree.opens[nodeid % PROVISIONAL_ROWS] += 1
+
+    def released(self, nodeid: int) -> None:
+        """One open less; with the last one the file is logged, or dropped if it is empty."""
+        slot = nodeid % PROVISIONAL_ROWS
+        tree = self._tree
+        with self._lock:
+            if tree.serial[slot] != nodeid or not tree.opens[slot]:
+                return
+            tree.opens[slot] -= 1
+            if tree.opens[slot] == 0 and not tree.logged[slot]:
+                try:
+                    self.log(nodeid)
+                except FamfsError as error:
+                    # close(2) cannot be told; fsync before it would have been.
+                    path = os.fsdecode(tree.path(self._base + slot))
+                    log.error("%s is lost: it could not be logged when it was closed: %s", path, error)
+                if not tree.logged[slot]:
+                    self._drop(slot)
+            self._retire(slot)
+
+    # -- making and growing ---------------------------------------------------------------------
+
+    def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> int:
+        """A new, empty file that is open once; its nodeid.
+
+        Raises ExistsError, NoSpaceError when too many are open, or what an append would raise now.
+        """
+        tree = self._tree
+        with self._lock:
+            self._volume.require_append(1 + len(self._by_name))
+            if (parent, name) in self._by_name or tree.lookup(parent, name):
+                raise ExistsError(f"{os.fsdecode(name)} exists already")
+            nodeid = next(
+                (n for n in range(self._next, self._next + PROVISIONAL_ROWS) if not tree.serial[self._slot(n)]), 0
+            )
+            if not nodeid:
+                raise NoSpaceError(f"{PROVISIONAL_ROWS} new files are open already; close some of them first")
+            self._next = nodeid + 1
+            slot = nodeid % PROVISIONAL_ROWS
+            row = self._base + slot
+            tree.mode[row] = S_IFREG | mode & 0o7777
+            tree.uid[row], tree.gid[row], tree.parent[row] = uid, gid, parent
+            tree.size[row] = 0
+            tree.atime[row] = tree.mtime[row] = tree.ctime[row] = 0
+            tree.set_provisional_extent(row, 0, 0)
+            tree.name_offset[row], tree.name_length[row] = tree.store_names(name), len(name)
+            tree.lookups[slot], tree.opens[slot], tree.logged[slot] = 0, 1, 0
+            tree.serial[slot] = nodeid
+            self._by_name[parent, name] = nodeid
+            return nodeid
+
+    def grow(self, nodeid: int, end: int, written: int | None = None) -> None:
+        """Give a file that is not logged space up to `end` bytes, and make it that long.
+
+        Its new bytes are zeroed, but for those from `written` on, which the caller is about to store. Raises
+        NoSpaceError, having changed nothing.
+        """
+        row = self._base + nodeid % PROVISIONAL_ROWS
+        tree = self._tree
+        with self._lock:
+            size = tree.size[row]
+            if end <= size:
+                return
+            self._reserve(row, end)
+            if written is None or written > size:
+                self._zero(row, size, end if written is None else written)
+            if end % _PAGE:
+                # A mapping shows the rest of the last page.
+                self._zero(row, end, -(-end // _PAGE) * _PAGE)
+            tree.size[row] = end
+
+    def resize(self, nodeid: int, size: int) -> None:
+        """Set the size of a file that is not logged, and log it unless it is empty."""
+        row = self._base + nodeid % PROVISIONAL_ROWS
+        if size > self._tree.size[row]:
+            self.grow(nodeid, size)
+        else:
+            self._tree.size[row] = size
+        if size:
+            self.log(nodeid)
+
+    def log(self, nodeid: int) -> None:
+        """Enter a file into the log, as long as it is now; nothing to do for an empty one."""
+        slot = nodeid % PROVISIONAL_ROWS
+        row = self._base + slot
+        tree = self._tree
+        with self._lock:
+            size = tree.size[row]
+            if tree.logged[slot] or not size:
+                return
+            extent = self._trim(row, size)
+            path = tree.path(row)
+            new = NewFile(path, size, tree.mode[row] & 0o7777, tree.uid[row], tree.gid[row])
+            self._volume.write_back(row)
+            name = tree.parent[row], tree.name(row)
+            del self._by_name[name]
+            try:
+                (logged,) = self._volume.log_files([new], [Fmap((extent,))])
+            except BaseException:
+                self._by_name[name] = nodeid
+                raise
+            tree.atime[logged], tree.mtime[logged], tree.ctime[logged] = (
+                tree.atime[row],
+                tree.mtime[row],
+                tree.ctime[row],
+            )
+            tree.logged[slot] = logged
+            tree.set_provisional_extent(row, 0, 0)
+            self.aliases[logged] = nodeid
+
+    # -- space ----------------------------------------------------------------------------------
+
+    @staticmethod
+    def _slot(nodeid: int) -> int:
+        return nodeid % PROVISIONAL_ROWS
+
+    def _extent(self, row: int) -> Extent | None:
+        extents = self._tree.fmap(row).extents
+        return extents[0] if extents else None
+
+    def _reserve(self, row: int, end: int) -> None:
+        """Make the row's extent hold `end` bytes, in place if possible; it doubles, so that growing stays cheap."""
+        space = self._volume.space
+        extent = self._extent(row)
+        need = -(-end // layout.ALLOC_UNIT) * layout.ALLOC_UNIT
+        if extent is None:
+            extent = space.allocate(need).extents[0]
+        elif need > extent.length:
+            extent = self._longer(extent, need, self._tree.size[row])
+        self._tree.set_provisional_extent(row, extent.offset, extent.length)
+
+    def _longer(self, extent: Extent, need: int, used: int) -> Extent:
+        space = self._volume.space
+        for length in (max(need, 2 * extent.length), need):
+            if space.extend(extent, length):
+                return Extent(extent.device, extent.offset, length)
+        try:
+            moved = space.allocate(max(need, 2 * extent.length)).extents[0]
+        except NoSpaceError:
+            moved = space.allocate(need).extents[0]
+        self._volume.copy_range(Extent(extent.device, extent.offset, used), moved)
+        space.free_again(Fmap((extent,)))
+        return moved
+
+    def _trim(self, row: int, size: int) -> Extent:
+        """Give back what a growing file had reserved beyond its size."""
+        extent = self._extent(row)
+        assert extent is not None
+        length = -(-size // layout.ALLOC_UNIT) * layout.ALLOC_UNIT
+        if length < extent.length:
+            rest = Extent(extent.device, extent.offset + length, extent.length - length)
+            self._volume.space.free_again(Fmap((rest,)))
+            extent = Extent(extent.device, extent.offset, length)
+            self._tree.set_provisional_extent(row, extent.offset, extent.length)
+        return extent
+
+    def _zero(self, row: int, start: int, end: int) -> None:
+        extent = self._extent(row)
+        assert extent is not None
+        self._volume.zero(Extent(extent.device, extent.offset + start, end - start))
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    def _drop(self, slot: int) -> None:
+        """Forget a file that never reached the log."""
+        row = self._base + slot
+        tree = self._tree
+        extent = self._extent(row)
+        if extent is not None:
+            self._volume.space.free_again(Fmap((extent,)))
+            tree.set_provisional_extent(row, 0, 0)
+        tree.mode[row] = 0
+        self._by_name.pop((tree.parent[row], tree.name(row)), None)
+
+    def _retire(self, slot: int) -> None:
+        """Free the row of a file that neither the kernel nor anybody else needs."""
+        tree = self._tree
+        if tree.lookups[slot] or tree.opens[slot]:
+            return
+        if logged := tree.logged[slot]:
+            self.aliases.pop(logged, None)
+        elif tree.mode[self._base + slot]:
+            return
+        tree.serial[slot] = 0

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all programs have in common: help, version, errors as one line, statuses, lazy imports."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from commands import PROGRAMS, run
+from famfs_server import __version__
+from famfs_server.cli import program
+from famfs_server.cli.commands import COMMANDS
+from famfs_server.errors import DeviceBusyError, MountError, UsageError
+
+
+@pytest.mark.parametrize("option", ["-h", "-?", "--help"])
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_help(name: str, option: str) -> None:
+    outcome = run(name, option)
+    if name == "fsck.famfs" and option == "-h":
+        assert outcome.status == 0
+    assert outcome.status == 0
+    assert outcome.out.startswith(f"Usage: {name}")
+    assert outcome.err == ""
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_of_every_command(name: str) -> None:
+    for arguments in ((name, "-?"), (name, "--help"), ("-h", name)):
+        outcome = run("famfs", *arguments)
+        assert outcome.status == 0
+        assert outcome.out.startswith(f"Usage: famfs {name}")
+    assert COMMANDS[name].load().name == name
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"fsck"}))
+def test_dash_h_is_help_except_in_fsck(name: str) -> None:
+    assert run("famfs", name, "-h").status == 0
+    assert run("famfs", "fsck", "-h").status == 2
+
+
+def test_the_list_of_commands_comes_from_the_table() -> None:
+    out = run("famfs", "-h").out
+    for entry in COMMANDS.values():
+        assert f"  {entry.name} " in out
+        assert entry.help in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+def test_version(name: str) -> None:
+    assert run(name, "--version").out == f"{name} {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ((), 1),
+        (("--",), 1),
+        (("bogus",), 3),
+        (("-h", "bogus"), 3),
+        (("-Z",), 2),
+        (("creat", "-Z"), 2),
+        (("creat", "--bogus=1", "x"), 2),
+        (("mkdir",), 2),
+        (("cp", "x"), 2),
+        (("verify",), 2),
+        (("fsck",), 2),
+        (("logplay",), 2),
+        (("getmap",), 2),
+        (("flush",), 2),
+        (("chkread",), 2),
+        (("umount",), 2),
+        (("mount",), 2),
+        (("mount", "a"), 2),
+        (("mount", "a", "b", "c"), 2),
+        (("fsck", "-rm", "/"), 2),
+        (("mount", "-rm", "a", "b"), 2),
+        (("mount", "-c", "sometimes", "a", "b"), 2),
+        (("mount", "-c", "never", "-t", "1", "a", "b"), 2),
+        (("mount", "-o", "bogus", "a", "b"), 2),
+        (("mount", "-p", "a", "b"), 2),
+        (("mount", "-F", "a", "b"), 2),
+        (("mount", "-t", "-1", "a", "b"), 2),
+    ],
+)
+def test_usage_errors_of_famfs(arguments: tuple[str, ...], status: int) -> None:
+    outcome = run("famfs", *arguments)
+    assert outcome.status == status
+    assert outcome.out == ""
+    if status != 1:
+        assert outcome.error.startswith("famfs")
+
+
+def test_a_usage_error_shows_the_usage() -> None:
+    assert run("famfs", "creat", "-Z").error == "famfs creat: No such option '-Z'; usage: famfs creat [OPTIONS] [FILE]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (("mkfs.famfs",), 1),
+        (("mkfs.famfs", "-Z", "d"), 1),
+        (("mkfs.famfs", "-l", "much", "d"), 1),
+        (("mkfs.famfs", "-U", "no-uuid", "d"), 1),
+        (("mount.famfs",), 1),
+        (("mount.famfs", "d"), 1),
+        (("mount.famfs", "d", "m", "-Z"), 1),
+        (("mount.famfs", "d", "m", "-o", "bogus"), 1),
+        (("mount.famfs", "d", "m", "-o", "fmap=sometimes", "-s"), 1),
+        (("mount.famfs", "d", "m", "-N", "/proc/1/ns/mnt"), 1),
+        (("mount.famfs", "d", "m", "-t", "ext4"), 1),
+        (("fsck.famfs",), 16),
+        (("fsck.famfs", "-Z", "d"), 16),
+        (("famfs-server",), 1),
+        (("famfs-server", "d"), 1),
+    ],
+)
+def test_usage_errors_of_the_helpers(arguments: tuple[str, ...], status: int) -> None:
+    outcome = run(*arguments)
+    assert outcome.status == status
+    assert outcome.error.startswith(f"{arguments[0]}: ")
+
+
+def failing(error: BaseException) -> click.Command:
+    @program.tool("tool")
+    def command() -> None:
+        """Fail."""
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UsageError("so\nit is"), 2, "prog: so it is"),
+        (DeviceBusyError("busy"), errno.EBUSY, "prog: busy"),
+        (MountError("no"), 32, "prog: no"),
+        (FileNotFoundError(errno.ENOENT, "x", "/a/b"), 1, "prog: /a/b: No such file or directory"),
+        (OSError(errno.ENOTCONN, "x"), 1, "prog: Transport endpoint is not connected"),
+        (KeyboardInterrupt(), 130, None),
+    ],
+)
+def test_errors_become_one_line_and_a_status(
+    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, line: str | None
+) -> None:
+    assert program.run(failing(error), "prog", [], program.Statuses()) == status
+    assert capsys.readouterr().err == (f"{line}\n" if line else "")
+
+
+def test_counts_stay_below_the_statuses_of_signals() -> None:
+    @program.tool("tool")
+    def command() -> int:
+        """Count."""
+        return 1000
+
+    assert program.run(command, "prog", [], program.Statuses()) == 127
+
+
+def test_a_reader_that_leaves_is_no_error_message() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    code = "from famfs_server.cli import famfs; famfs.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-h"], stdout=write_end, stderr=subprocess.PIPE, timeout=30, check=False
+    )
+    os.close(write_end)
+    assert done.stderr == b""
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize("arguments", [("-h",), ("bogus",), ("-h", "mount"), ("mkdir", "--help"), ("creat", "/etc/x")])
+def test_starting_imports_no_heavy_module(arguments: tuple[str, ...]) -> None:
+    code = """
+import sys
+from famfs_server.cli import famfs, program
+program.run(famfs.command, "famfs", sys.argv[1:], program.Statuses())
+heavy = sorted({"numpy", "trio", "rich", "yaml", "pyfuse3", "prctl"} & set(sys.modules))
+print("HEAVY", heavy)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, timeout=30, check=True)
+    assert b"HEAVY []" in done.stdout
+
+
+def test_only_the_chosen_command_is_imported() -> None:
+    code = """
+import sys
+from famfs_server.cli import famfs, program
+program.run(famfs.command, "famfs", ["mkdir", "--help"], program.Statuses())
+print("LOADED", sorted(name.rpartition(".")[2] for name in sys.modules if name.startswith("famfs_server.cli.")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=30, check=True, text=True)
+    loaded = set(done.stdout.partition("LOADED ")[2].strip("[]\n").replace("'", "").split(", "))
+    assert not loaded & (set(COMMANDS) - {"mkdir"})
+    assert "mkdir" in loaded
+
+
+def test_the_table_names_a_module_for_every_command() -> None:
+    folder = Path(program.__file__).parent
+    for entry in COMMANDS.values():
+        assert (folder / f"{entry.module}.py").exists()
