@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import stat
 from typing import NoReturn
 
@@ -115,15 +116,22 @@ def examine(path: str, *, force: bool = False) -> Report:
             memory.close()
 
 
-@program.tool("fsck.famfs")
+class FsckHelper(click.Command):
+    """Drops -C, which fsck(8) gives with a number attached or with none: there is no progress to show."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As every command, without -C."""
+        return super().parse_args(ctx, [word for word in args if not re.fullmatch(r"-C\d*", word)])
+
+
+@program.tool("fsck.famfs", cls=FsckHelper)
 @click.option("-a", "-p", "automatic", is_flag=True, help="Accepted; nothing is ever repaired.")
 @click.option("-y", "yes", is_flag=True, help="Accepted; nothing is ever repaired.")
 @click.option("-n", "no", is_flag=True, help="Change nothing, as always.")
 @click.option("-f", "--force", is_flag=True, help="Check even though it seems clean, as always.")
-@click.option("-C", "bar", is_flag=False, flag_value="", help="Accepted; there is no progress to show.")
 @click.option("-v", "-V", "--verbose", count=True, help="Say more.")
 @click.argument("device")
-def helper(*, device: str, automatic: bool, yes: bool, no: bool, force: bool, bar: str | None, verbose: int) -> int:
+def helper(*, device: str, automatic: bool, yes: bool, no: bool, force: bool, verbose: int) -> int:
     """Check the file system on DEVICE, for fsck(8). Exit status: 0 clean, 4 errors left, 8 failed, 16 usage."""
     report = examine(device)
     show(report, human=False, verbose=verbose, nbuckets=None, as_json=False)

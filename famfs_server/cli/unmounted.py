@@ -9,6 +9,7 @@ from famfs_server.cli.target import Status, Target, this_host
 from famfs_server.daemon.control_client import FileRequest
 from famfs_server.dax import hostid
 from famfs_server.dax.device import DaxDevice, Lock
+from famfs_server.dax.memory import Memory
 from famfs_server.errors import DeviceFaultError, NoSuchPathError, PathError
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.faults import Fault
@@ -37,6 +38,7 @@ class DeviceTarget(Target):
     def __init__(self, device: str, *, write: bool) -> None:
         """Open, lock and replay. With `write` no other process of this host may write to the log meanwhile."""
         self._device = DaxDevice.open(device, writable=write)
+        self._memory: Memory | None = None
         try:
             self._device.require_lock(
                 Lock.MOUNTED, exclusive=False, wait=LOCK_SECONDS, why="is being formatted or repaired; try again later"
@@ -49,9 +51,10 @@ class DeviceTarget(Target):
                     why="is mounted or being written by another process of this host; use the path in the mount",
                 )
             host = hostid.system_uuid() if write else this_host()
-            self._volume = Volume(self._device.memory(), host, device)
+            self._memory = self._device.memory()
+            self._volume = Volume(self._memory, host, device)
         except BaseException:
-            self._device.close()
+            self._close_device()
             raise
 
     def _nodeid(self, path: bytes) -> int:
@@ -104,6 +107,12 @@ class DeviceTarget(Target):
 
     def close(self) -> None:
         self._volume.close()
+        self._close_device()
+
+    def _close_device(self) -> None:
+        # A mapping keeps a descriptor of its own, and with it the locks: no view of it may be left.
+        if self._memory is not None:
+            self._memory.close()
         self._device.close()
 
 

@@ -292,6 +292,7 @@ class Supervisor:
                     )
                 log.warning("worker %d has ended with status %d; another one takes over", served, status)
                 session.drain()
+                record.taken_over()
                 served = self._fork_worker(session, -1, agreed)
                 deaths.begin()
                 pulse.begin()

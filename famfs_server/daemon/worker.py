@@ -15,6 +15,8 @@ import pyfuse3
 import trio
 
 from famfs_server import privileges
+from famfs_server.daemon import control, status
+from famfs_server.daemon.control import ControlServer
 from famfs_server.daemon.options import MountOptions
 from famfs_server.dax.device import DaxDevice
 from famfs_server.errors import FamfsError, NegotiationError
@@ -132,6 +134,7 @@ def _serve(assignment: Assignment) -> int:
     )
     filesystem = FileSystem(volume, settings)
     privileges.drop_all()
+    prctl.set_pdeathsig(signal.SIGKILL)
     pyfuse3.init(FamfsOperations(filesystem), f"/dev/fd/{channel.libfuse_end.fileno()}", {"fsname=famfs"})
     trio.run(_main, assignment, filesystem, channel, decision)
     return 0
@@ -161,6 +164,10 @@ async def _main(
         if assignment.background:
             leave_terminal()
         tell(assignment.messages, _ready_message(Negotiated(channel.init, decision)))
+        server = ControlServer(
+            filesystem.volume, lambda: status.status(assignment.options, filesystem, channel, decision)
+        )
+        nursery.start_soon(server.serve, await control.listen(assignment.run_directory))
         while True:
             assignment.session.record.beat()
             await trio.sleep(BEAT_SECONDS)

@@ -27,7 +27,7 @@ _SMALL_MAX_WRITE = 1 << 17
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
 _RING = 64
-_ANSWERED, _LAST, _RELAYED, _RETURNED, _BEAT, _POISON, _RING_AT = range(7)
+_ANSWERED, _LAST, _RELAYED, _RETURNED, _BEAT, _POISON, _TAKEOVERS, _RING_AT = range(8)
 _UNIQUE_OFFSET = 8
 
 
@@ -113,6 +113,15 @@ class SessionRecord:
     @poison.setter
     def poison(self, unique: int) -> None:
         self._words[_POISON] = unique
+
+    @property
+    def takeovers(self) -> int:
+        """How often a successor has taken the place of a worker."""
+        return self._words[_TAKEOVERS]
+
+    def taken_over(self) -> None:
+        """One more worker has been replaced."""
+        self._words[_TAKEOVERS] += 1
 
     def forget_libfuse(self) -> None:
         """A new session of libfuse has nothing in hand."""

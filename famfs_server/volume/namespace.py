@@ -31,6 +31,7 @@ FIRST_NODEID = 16
 """The nodeid of log entry 0. Below it are the root and `.meta`; 2 stays free, the listing cookie of `..`."""
 
 META_NAME = b".meta"
+S_IFMT_MASK = 0o170000
 PROVISIONAL_ROWS = 1 << 14
 """Rows behind those of the log, for files that are not logged yet (volume/provisional.py)."""
 _SPREAD = 0x9E3779B1
@@ -263,6 +264,14 @@ class Namespace:
         """Every node that the log made and that is visible, in log order."""
         mode = self.mode
         return (nodeid for nodeid in range(FIRST_NODEID, self.published) if mode[nodeid])
+
+    def totals(self) -> tuple[int, int, int]:
+        """How many files and directories the log has made, and the sum of the files' sizes."""
+        rows = slice(FIRST_NODEID, self.published)
+        kinds = np.frombuffer(self.mode, np.uint32)[rows] & S_IFMT_MASK
+        is_file = kinds == S_IFREG
+        sizes = np.frombuffer(self.size, np.uint64)[rows]
+        return int(is_file.sum()), int((kinds == S_IFDIR).sum()), int(sizes[is_file].sum())
 
     def extent_rows(self, nodeid: int) -> NDArray[np.void]:
         """The file's extents or strips, as rows of EXTENT."""

@@ -2,7 +2,7 @@
 """A famfs file system as one object: superblock, log, namespace, space, and the memory of its devices."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from stat import S_IFDIR, S_IFREG
@@ -382,14 +382,7 @@ class Volume:
     def statistics(self) -> Statistics:
         """The volume in figures, as far as the log has been replayed."""
         tree = self.namespace
-        files = directories = file_bytes = 0
-        is_directory: Callable[[int], bool] = tree.is_directory
-        for nodeid in tree.walk():
-            if is_directory(nodeid):
-                directories += 1
-            else:
-                files += 1
-                file_bytes += tree.size[nodeid]
+        files, directories, file_bytes = tree.totals()
         return Statistics(
             log_entries=tree.replayed,
             log_capacity=self.last_index + 1,

@@ -70,7 +70,7 @@ def device_offset(file: dict[str, Any], offset: int) -> int:
 
 
 def pieces(size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of a file that meet every chunk of 2 MiB at its start and its end, and the file's end; small files whole."""
+    """Ranges of a file that meet every 2 MiB of it at both ends, and the file's end; small files whole."""
     if size <= 2 * MIB:
         yield 0, size
         return
@@ -82,10 +82,10 @@ def pieces(size: int) -> Iterator[tuple[int, int]]:
 
 def pattern(path: str, offset: int, length: int) -> bytes:
     """Bytes that no other place of any file has."""
-    seed = hashlib.sha256(path.encode()).digest()[:16]
-    first, last = offset // 32, (offset + length + 31) // 32
-    data = b"".join(hashlib.sha256(seed + block.to_bytes(8, "little")).digest() for block in range(first, last))
-    return data[offset - first * 32 :][:length]
+    seed = hashlib.sha256(path.encode()).digest()
+    first, last = offset // PIECE, -(-(offset + length) // PIECE)
+    blocks = (hashlib.shake_128(seed + block.to_bytes(8, "little")).digest(PIECE) for block in range(first, last))
+    return b"".join(blocks)[offset - first * PIECE :][:length]
 
 
 @pytest.mark.parametrize("fast", FAST)

@@ -3,6 +3,7 @@
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,16 @@ def test_the_trace_would_show_the_opening(site: Site, device: Path) -> None:
     trace = site.directory / "trace"
     place = site.place("mnt")
     strace = ("strace", "-f", "--daemonize", "-e", "trace=open,openat,openat2,fsopen", "-o", str(trace))
-    done = site.host().mount(device, place, prefix=strace)
+    host = site.host()
+    # strace lives as long as the daemon and would keep pipes open.
+    done = run(
+        *strace,
+        *host.mount_command(device, place),
+        env=host.environment,
+        capture_output=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     assert done.returncode == 0
     text = trace.read_text()
     assert text.index(str(device)) < text.index('"/dev/fuse"') < text.index("fsopen(")

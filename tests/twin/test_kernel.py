@@ -183,7 +183,7 @@ def liar(image: Path, dialect: Dialect | None = PULL, *, init: bool = True, **li
 
     def serve() -> None:
         # The kernel may be gone before it has heard everything.
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, ConnectionResetError):
             while request := theirs.recv(1 << 16):
                 _, opcode, unique, nodeid, *_ = IN_HEADER.unpack_from(request)
                 for datagram in truth[Op(opcode).name](unique, nodeid):

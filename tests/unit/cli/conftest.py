@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from commands import Device, host_file
+from famfs_server.cli import fsck, mkfs, unmounted
 
 HOST = UUID("f00dcafe-0102-4304-8506-0708090a0b0c")
 
@@ -19,6 +20,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UUID:
     for name, value in host_file(tmp_path, HOST).items():
         monkeypatch.setenv(name, value)
     os.umask(0o022)
+    for module in (mkfs, unmounted, fsck):
+        monkeypatch.setattr(module, "LOCK_SECONDS", 0.1)
     return HOST
 
 

@@ -2,12 +2,16 @@
 """creat, mkdir, verify, getmap and flush on a device that is not mounted (format 8, smoke tests test0 and test1)."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from commands import Device, Outcome, json_of, run
+from famfs_server.dax.device import Lock
 from famfs_server.seeded import SeededStream
+
+Build = Callable[[str, Path], Path]
 
 
 def on(device: Device, command: str, *arguments: str | Path) -> Outcome:
@@ -254,9 +258,8 @@ def test_outside_of_any_file_system(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_full_log_changes_nothing(vectors: object, golden_image: object, tmp_path: Path) -> None:
-    path = golden_image("08-log-full-synthetic", tmp_path)  # type: ignore[operator]
-    device = Device(path)
+def test_a_full_log_changes_nothing(golden_image: Build, tmp_path: Path) -> None:
+    device = Device(golden_image("08-log-full-synthetic", tmp_path))
     before = device.head()
     for arguments in (["creat", "-s", "1", "new"], ["mkdir", "new"]):
         outcome = on(device, *arguments)
@@ -269,8 +272,8 @@ def test_a_full_log_changes_nothing(vectors: object, golden_image: object, tmp_p
     ("name", "words"),
     [("05-bad-entry-crc", "entry 8"), ("07-torn-last", "entry 16"), ("06d-foreign-owner", "not the master")],
 )
-def test_volumes_that_must_not_be_appended_to(golden_image: object, tmp_path: Path, name: str, words: str) -> None:
-    device = Device(golden_image(name, tmp_path))  # type: ignore[operator]
+def test_volumes_that_must_not_be_appended_to(golden_image: Build, tmp_path: Path, name: str, words: str) -> None:
+    device = Device(golden_image(name, tmp_path))
     before = device.head()
     outcome = on(device, "mkdir", "new")
     assert outcome.status == 1
@@ -279,8 +282,6 @@ def test_volumes_that_must_not_be_appended_to(golden_image: object, tmp_path: Pa
 
 
 def test_a_device_that_somebody_writes_to(device: Device) -> None:
-    from famfs_server.dax.device import Lock
-
     with device.locked(Lock.WRITER, exclusive=True):
         outcome = on(device, "mkdir", "new")
         assert outcome.status == 16
