@@ -31,6 +31,7 @@ COMMANDS = {
         Entry("cp", "Copy files and directories into a file system.", "cp"),
         Entry("verify", "Compare files with the data that a seed stands for.", "verify"),
         Entry("fsck", "Check a file system and show its figures. Never changes anything.", "fsck"),
+        Entry("status", "Show the state of a mounted file system.", "status"),
         Entry("logplay", "Take in the log of a file system, or play it into a shadow tree.", "logplay"),
         Entry("getmap", "Show where the bytes of files lie.", "getmap"),
         Entry("flush", "Write the cached data of files back to memory.", "flush"),

@@ -3,6 +3,7 @@
 
 import os
 import select
+from pathlib import Path
 
 import click
 
@@ -51,10 +52,16 @@ def _mount_point(path: str) -> str:
 
 
 def _server_of(point: str) -> int | None:
-    """A descriptor of the server's process, which becomes readable when that ends."""
+    """A descriptor of the server's supervisor, which becomes readable when that ends.
+
+    The process that answers is a worker; its parent holds the device.
+    """
     try:
-        return os.pidfd_open(ControlClient.of_mount(point).pid())
-    except (FamfsError, OSError, ValueError):
+        worker = ControlClient.of_mount(point).pid()
+        status = Path(f"/proc/{worker}/status").read_text()
+        parent = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
+        return os.pidfd_open(parent if parent > 1 else worker)
+    except (FamfsError, OSError, ValueError, StopIteration):
         # Dead, or another user's: then there is nothing to wait for.
         return None
 

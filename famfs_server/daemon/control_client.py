@@ -132,6 +132,8 @@ class ControlClient:
                 status, answer = _exchange(connection, method, path, body)
         except TimeoutError as error:
             raise ControlError(f"the daemon did not answer {path} within {self._seconds:.0f} seconds") from error
+        except PermissionError as error:
+            raise errors.PrivilegeError("only root and the owner of the mount may talk to its daemon") from error
         except OSError as error:
             raise ControlError(
                 f"cannot reach the daemon in {self.directory}: {os.strerror(error.errno or errno.EIO)}"

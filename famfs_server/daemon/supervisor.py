@@ -69,6 +69,7 @@ class Supervisor:
         Raises FamfsError when it could not be mounted, and nothing is left of it then, or when the service failed.
         """
         prctl.set_name("famfs-supervisor")
+        privileges.prefer_survival()
         self._catch_signals()
         fuse = _open_fuse()
         session = Session.create(fuse)
@@ -78,6 +79,7 @@ class Supervisor:
                 self.device.path,
                 attributes=self.options.attributes,
                 allow_other=self.options.allow_other,
+                default_permissions=self.options.default_permissions,
             )
             try:
                 served, agreed = self._start_worker(session, mount)

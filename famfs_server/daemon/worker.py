@@ -18,7 +18,7 @@ from famfs_server import privileges
 from famfs_server.daemon import control, status
 from famfs_server.daemon.control import ControlServer
 from famfs_server.daemon.options import MountOptions
-from famfs_server.dax.device import DaxDevice
+from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.errors import FamfsError, NegotiationError
 from famfs_server.fuse.abi import InitFlag
 from famfs_server.fuse.channel import Channel
@@ -121,7 +121,7 @@ def _serve(assignment: Assignment) -> int:
     channel = Channel(session)
     if takeover is None:
         _report_damage(volume)
-        decision = _negotiate(channel, options)
+        decision = _negotiate(channel, options, assignment.device.mode)
     else:
         channel.resume(takeover.init)
         decision = takeover.decision
@@ -168,12 +168,24 @@ async def _main(
             filesystem.volume, lambda: status.status(assignment.options, filesystem, channel, decision)
         )
         nursery.start_soon(server.serve, await control.listen(assignment.run_directory))
+        if assignment.options.poll:
+            nursery.start_soon(_poll, filesystem, assignment.options.poll)
         while True:
             assignment.session.record.beat()
             await trio.sleep(BEAT_SECONDS)
 
 
-def _negotiate(channel: Channel, options: MountOptions) -> Decision:
+async def _poll(filesystem: FileSystem, seconds: float) -> None:
+    """Look at the log from time to time, for figures and watchers: lookups and listings look by themselves."""
+    while True:
+        await trio.sleep(seconds)
+        try:
+            await trio.to_thread.run_sync(filesystem.follow)
+        except (FamfsError, OSError) as error:
+            log.debug("looking at the log: %s", error)
+
+
+def _negotiate(channel: Channel, options: MountOptions, mode: Mode) -> Decision:
     request = channel.read_init()
     offered = bool(request.flags & InitFlag.DAX_FMAP)
     evidence = Evidence(
@@ -182,6 +194,12 @@ def _negotiate(channel: Channel, options: MountOptions) -> Decision:
         rawio=privileges.holds(privileges.CAP_SYS_RAWIO),
     )
     decision = decide(request, policy=options.fmap, forced=options.dialect, evidence=evidence)
+    if decision.data_path == "fmap" and mode is not Mode.FSDEV:
+        reason = (
+            f"{decision.reason}, but the kernel can use the device only in famfs mode and it is in {mode.value}; "
+            "switch it with daxctl reconfigure-device -m famfs"
+        )
+        decision = Decision("server", reason, failed=options.fmap == "require")
     if decision.failed:
         raise NegotiationError(f"fmap=require cannot be met: {decision.reason}")
     if options.fmap == "auto" and decision.data_path == "server":

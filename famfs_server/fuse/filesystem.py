@@ -17,6 +17,7 @@ from famfs_server.fuse.abi import OpenFlag, SetattrValid, inval_entry
 from famfs_server.omf import layout
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.provisional import FIRST_PROVISIONAL, Provisional
+from famfs_server.volume.replay import Damage
 from famfs_server.volume.volume import Role, Volume
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ SHADOW_XATTR = b"user.famfs.shadow"
 
 _TIMES = SetattrValid.ATIME | SetattrValid.MTIME | SetattrValid.CTIME
 _OWNERSHIP = SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID
+
+_FATAL = (Damage.UNREADABLE, Damage.REPLACED)
+"""Damage under which a name that is not known is not known to be missing either (decisions 5)."""
 
 Attr = tuple[int, ...]
 """The 16 fields of the wire's attr, in its order."""
@@ -109,7 +113,9 @@ class FileSystem:
     def follow(self) -> bool:
         """Replay what the log has gained, and say whether there was anything (design, "No stale misses")."""
         volume = self.volume
-        if not volume.stale() or volume.stop is not None:
+        if volume.stop is not None and volume.stop.damage in _FATAL:
+            raise refusal(errno.EIO)
+        if not volume.stale():
             return False
         with self._refreshing:
             volume.refresh()
@@ -142,6 +148,8 @@ class FileSystem:
         one that names nothing."""
         row = nodeid if nodeid < FIRST_PROVISIONAL else self.made.row(nodeid)
         tree = self.namespace
+        if self.volume.stop is not None and self.volume.stop.damage is Damage.REPLACED:
+            raise refusal(errno.EIO)
         if not row or (row >= tree.published and row < tree.provisional_row) or not tree.mode[row]:
             raise refusal(errno.ESTALE)
         return row

@@ -21,14 +21,12 @@ from famfs_server.errors import ExistsError, FamfsError, NoSpaceError
 from famfs_server.omf import layout
 from famfs_server.omf.log import Extent, Fmap
 from famfs_server.volume.namespace import PROVISIONAL_ROWS
-from famfs_server.volume.volume import NewFile, Volume
+from famfs_server.volume.volume import NewFile, Volume, whole_pages
 
 log = logging.getLogger(__name__)
 
 FIRST_PROVISIONAL = 1 << 62
 """Provisional nodeids begin here; the row of one is its number modulo the number of rows."""
-
-_PAGE = 4096
 
 
 class Provisional:
@@ -163,9 +161,8 @@ class Provisional:
             self._reserve(row, end)
             if written is None or written > size:
                 self._zero(row, size, end if written is None else written)
-            if end % _PAGE:
-                # A mapping shows the rest of the last page.
-                self._zero(row, end, -(-end // _PAGE) * _PAGE)
+            if end < whole_pages(end):
+                self._zero(row, end, whole_pages(end))
             tree.size[row] = end
 
     def resize(self, nodeid: int, size: int) -> None:

@@ -45,6 +45,7 @@ class Damage(Enum):
     TORN = "the last entry is incomplete"
     CORRUPT = "an entry in the middle of the log is invalid"
     UNREADABLE = "the log's memory cannot be read"
+    REPLACED = "the file system was made anew, or its log was cut, while it was mounted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,12 @@ class Replay:
             self.devices.append(UUID(bytes=tree.name(nodeid)))
             self._space.add_device(tree.size[nodeid])
 
-    def run(self, memory: Readable, end: int, block: int = BLOCK) -> Iterator[Stop | None]:
-        """Apply the entries up to index `end`; yields after each block, with a Stop where the log ends early."""
+    def run(self, memory: Readable, end: int, log_end: int | None = None, block: int = BLOCK) -> Iterator[Stop | None]:
+        """Apply the entries up to index `end`; yields after each block, with a Stop where the log ends early.
+
+        `log_end` is the number of entries in the log, if that is more than is asked for.
+        """
+        last = (end if log_end is None else log_end) - 1
         index = self._namespace.replayed
         while index < end:
             count = min(block, end - index)
@@ -95,7 +100,7 @@ class Replay:
             self._apply(data, index, valid)
             index += valid
             if valid < count:
-                yield Stop(index, Damage.TORN if index == end - 1 else Damage.CORRUPT)
+                yield Stop(index, Damage.TORN if index == last else Damage.CORRUPT)
                 return
             yield None
 

@@ -2,6 +2,7 @@
 """A famfs file system as one object: superblock, log, namespace, space, and the memory of its devices."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -25,11 +26,21 @@ from famfs_server.volume import fmap as fmap_arithmetic
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.faults import Fault
 from famfs_server.volume.namespace import Namespace
-from famfs_server.volume.replay import BLOCK, Replay, Stop, normalise
+from famfs_server.volume.replay import Damage, Replay, Stop, normalise
 from famfs_server.volume.space import Interleave, Space
 
 _REFRESH_BLOCK = 256
 """Entries replayed under one hold of the lock while the volume is in use: about a millisecond (decisions 6)."""
+
+
+_PAGE = 4096
+PATIENCE_SECONDS = 0.01
+"""How long a half-visible entry is read again before a request that waits for it is answered (decisions 7)."""
+
+
+def whole_pages(size: int) -> int:
+    """The bytes of a file of `size` bytes that a mapping of it shows: to the end of its last page (findings 2.c)."""
+    return -(-size // _PAGE) * _PAGE
 
 
 class DeviceMemory(Protocol):
@@ -98,13 +109,17 @@ class Volume:
         self.device = device
         self.memories: list[DeviceMemory | None] = [memory]
         self._memory = memory
-        self.superblock = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize)).require(device)
+        raw = memory.read_fresh(0, layout.SUPERBLOCK.itemsize)
+        self.superblock = superblock.inspect(raw).require(device)
+        self._identity = raw[: layout.SUPERBLOCK_CRC_SPAN]
         if layout.LOG_OFFSET + self.superblock.log_length > memory.size:
             raise MediaError(f"{device}: the log ends beyond the device of {memory.size} bytes")
         header = self._header()
         self.role = Role.MASTER if host == self.superblock.system_uuid else Role.CLIENT
         self.last_index = header.last_index
         self.stop: Stop | None = None
+        self.lagging = False
+        """Whether another host's last entry was only half visible when the log was read last (decisions 7)."""
         self._settled = True
         self.foreign_writer = False
         self.promised: dict[tuple[int, bytes], int] = {}
@@ -185,31 +200,61 @@ class Volume:
     def refresh(self) -> int:
         """Replay what has been appended since, in short steps; the number of entries taken in.
 
-        A master sees entries that it did not write only when another one writes too; it stops writing then.
+        An entry that is not whole yet is read again for a while, and at the next call: it may be on its way through
+        another host's caches. A master sees entries that it did not write only when another one writes too; it stops
+        writing then.
         """
         before = self.namespace.replayed
-        while self.stop is None:
+        patience = time.monotonic() + PATIENCE_SECONDS
+        self.lagging = False
+        while self.stop is None or self._may_recover():
             with self.lock:
                 self._settle()
-                end = min(self._header().next_index, self.last_index + 1)
+                end = self._end_of_log()
                 replayed = self.namespace.replayed
-                if end <= replayed:
+                if end is None or end <= replayed:
                     break
                 if self.role is Role.MASTER:
                     self.foreign_writer = True
                 step = min(end, replayed + _REFRESH_BLOCK)
-                for stop in self._replay.run(self._memory, step, BLOCK):
-                    self.stop = stop
+                stop = list(self._replay.run(self._memory, step, end))[-1]
+            if stop is None or time.monotonic() >= patience:
+                self.lagging = stop is not None and stop.damage is Damage.TORN
+                self.stop = stop
+                if stop is not None:
+                    break
         return self.namespace.replayed - before
+
+    def _may_recover(self) -> bool:
+        """Whether what stopped the last replay may have gone by itself: an entry of another host's, half visible."""
+        return self.stop is not None and self.stop.damage is Damage.TORN and self.role is Role.CLIENT
+
+    def _end_of_log(self) -> int | None:
+        """How many entries the log holds now; nothing, and a REPLACED stop, where it is not the same log any more."""
+        try:
+            same = self._memory.read_fresh(0, layout.SUPERBLOCK_CRC_SPAN) == self._identity
+            end = self._header().next_index if same else 0
+        except MediaError:
+            end = 0
+        except DeviceFaultError:
+            self.stop = Stop(self.namespace.replayed, Damage.UNREADABLE)
+            return None
+        if end < self.namespace.replayed:
+            self.stop = Stop(end, Damage.REPLACED)
+            return None
+        return end
 
     # -- file data ------------------------------------------------------------------------------
 
     def views(self, nodeid: int, offset: int, length: int) -> Iterator[memoryview]:
         """The bytes [offset, offset + length) of a file, cut to its size, as views of device memory in file order.
 
+        Their cache lines are invalidated, so that what another host has written is seen (decisions 11).
+
         Raises DeviceFaultError for a device that is not attached or too small. Touching a view is not guarded.
         """
         for memory, start, count in self._ranges(nodeid, offset, length):
+            memory.invalidate(start, count)
             yield memory.view[start : start + count]
 
     def _ranges(self, nodeid: int, offset: int, length: int) -> Iterator[tuple[DeviceMemory, int, int]]:
@@ -271,6 +316,9 @@ class Volume:
                     if new.size <= 0:
                         raise PathError(f"{new.path.decode(errors='replace')}: a famfs file cannot be empty")
                     maps.append(self.space.allocate(new.size, new.interleave))
+                for new, fmap in zip(files, maps, strict=True):
+                    for extent in fmap_arithmetic.runs(fmap, 0, whole_pages(new.size)):
+                        self.zero(extent)
                 return self.log_files(files, maps)
             except BaseException:
                 for fmap in maps:
@@ -331,8 +379,11 @@ class Volume:
                 f"{self.device}: log entry {self.stop.index} is invalid ({self.stop.damage.value}); "
                 "nothing can be created until fsck has dealt with it"
             )
+        end = self._end_of_log()
+        if self.stop is not None:
+            raise MediaError(f"{self.device}: {self.stop.damage.value}; unmount it")
         header = self._header()
-        if header.next_index != self.namespace.replayed:
+        if end != self.namespace.replayed:
             self.foreign_writer = True
         if self.foreign_writer:
             raise RoleError(

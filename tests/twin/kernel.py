@@ -87,6 +87,7 @@ class Bit(IntFlag):
 
 
 _HARMFUL = Bit.ATOMIC_O_TRUNC | Bit.SPLICE | Bit.AUTO_INVAL_DATA | Bit.WRITEBACK_CACHE | Bit.OVER_IO_URING
+_NOTIFY_INVAL_ENTRY = 3
 _NOTIFY_STORE = 4
 _NOTIFY_SIZES = {2: 24, 7: 0}
 _FOPEN_DIRECT_IO = 1
@@ -171,6 +172,8 @@ class Inode:
     """Every access is EIO until the inode is evicted."""
     fresh: bool = False
     """Made by CREATE and not yet mapped: its size may still change."""
+    named: bool = True
+    """A name leads to it; without one, and not open, it is evicted."""
 
     @property
     def is_directory(self) -> bool:
@@ -315,10 +318,14 @@ class FakeKernel:
     def _notified(self, code: int, body: bytes) -> None:
         if code == _NOTIFY_STORE:
             raise TwinViolation("NOTIFY_STORE: a kernel oopses where the file is mapped")
-        if code == 3:
-            _, namelen, _ = Struct("<QII").unpack_from(body)
+        if code == _NOTIFY_INVAL_ENTRY:
+            parent, namelen, _ = Struct("<QII").unpack_from(body)
             if len(body) != 16 + namelen + 1 or body[-1]:
                 raise TwinViolation("INVAL_ENTRY with a name of another length")
+            for inode in self.inodes.values():
+                above, _, name = inode.path.rpartition(b"/")
+                if parent in self.inodes and (self.inodes[parent].path, body[16:-1]) == (above, name):
+                    inode.named = False
         elif len(body) != _NOTIFY_SIZES.get(code, -1):
             raise TwinViolation(f"notification {code} with {len(body)} bytes")
         self.notifications.append((code, body))
@@ -469,6 +476,7 @@ class FakeKernel:
             raise TwinViolation(f"{path!r} is nodeid {nodeid}, was {known} and is not forgotten: {inode}")
         if inode is None:
             inode = self.inodes[nodeid] = Inode(nodeid, attr, path, size=attr.size)
+        inode.named = True
         inode.lookups += 1
         self._took(inode, attr)
         return inode
@@ -710,7 +718,10 @@ class FakeKernel:
                 done += len(piece)
             return done
         body = IO_IN.pack(file.handle, offset, len(data), 0, 0, 0, 0) + data
-        return int(Struct("<II").unpack(self.call(Op.WRITE, file.inode.nodeid, body, exact=8))[0])
+        count, _ = Struct("<II").unpack(self.call(Op.WRITE, file.inode.nodeid, body, exact=8))
+        if file.inode.fresh:
+            file.inode.size = max(file.inode.size, offset + count)
+        return int(count)
 
     def _pieces(self, inode: Inode, offset: int, length: int) -> Iterator[memoryview]:
         """The device memory of a range, by the checks of protocol 2.3 and the arithmetic of 6.4."""

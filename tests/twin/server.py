@@ -21,7 +21,8 @@ from uuid import UUID
 from famfs_server.daemon import worker
 from famfs_server.daemon.options import parse_options
 from famfs_server.dax.device import DaxDevice
-from tests.twin.kernel import PUSH_ARGUMENT, Device, Exchange, FakeKernel
+from famfs_server.fuse.session import Session
+from tests.twin.kernel import PUSH_ARGUMENT, Device, FakeKernel
 from tests.twin.maps import Dialect, TwinViolation
 
 _SOCKET_BUFFER = 4 << 20
@@ -43,14 +44,24 @@ def serve(
 ) -> None:
     """The body of the server's process: a worker as the supervisor starts it."""
     logging.basicConfig(filename=log, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
+    run_directory = Path(log).with_suffix(".run")
+    run_directory.mkdir(exist_ok=True)
     fcntl.ioctl = _forwarding(fuse.fileno(), ioctls)  # type: ignore[assignment]
     status = 1
     try:
         options = parse_options(image, "/twin", words)
         with DaxDevice.open(image) as device:
-            status = worker.run(
-                worker.Assignment(options, device, host, fuse.fileno(), Path("/twin"), messages.fileno(), False)
+            assignment = worker.Assignment(
+                options=options,
+                device=device,
+                host=host,
+                session=Session.create(fuse.fileno()),
+                run_directory=run_directory,
+                messages=messages.fileno(),
+                takeover=None,
+                background=False,
             )
+            status = worker.run(assignment)
     except BaseException:
         logging.exception("the server fails")
     finally:
@@ -127,7 +138,7 @@ class Twin:
         if "error" in message:
             raise Refused(message["error"])
         self.kernel.finish_init(unique)
-        self.reason, self.data_path = str(message["ready"]), str(message["data_path"])
+        self.reason, self.data_path = str(message["reason"]), str(message["data_path"])
         if self.kernel.famfs and self.kernel.dialect is not Dialect.PULL and self._push:
             self.push()
         return self.kernel
@@ -190,6 +201,3 @@ def _pair() -> tuple[socket.socket, socket.socket]:
         with suppress(PermissionError):
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER)
     return ends
-
-
-__all__ = ["Exchange", "FakeKernel", "Refused", "Twin", "mounted"]

@@ -218,20 +218,6 @@ def test_change_that_the_format_has_no_words_for(opcode: int, body: bytes, kerne
     kernel.resolve(b"striped_32m")
 
 
-def test_created_file_is_safe_to_map(kernel: FakeKernel) -> None:
-    """Refused, or done so that no page cache stands between its first bytes and its map (findings 2.f)."""
-    try:
-        created = kernel.create(kernel.root(), b"new")
-    except OSError as error:
-        assert error.errno in (errno.EPERM, errno.EROFS), error  # noqa: PT017
-        return
-    kernel.setattr(created.inode, 0x48, size=3 * PMD, handle=created.handle)
-    kernel.close_file(created)
-    opened = kernel.open(created.inode, os.O_RDWR)
-    assert kernel.write(opened, 3 * PMD - 4, b"end") == 3
-    assert kernel.read(opened, 3 * PMD - 5, 100) == b"\0end\0"
-
-
 def test_new_directory_is_there_at_once(kernel: FakeKernel) -> None:
     made = kernel.mkdir(kernel.resolve(b"sd"), b"sub", 0o777)
     assert made.attr.mode == 0o40755
