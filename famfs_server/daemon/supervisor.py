@@ -238,12 +238,13 @@ class Supervisor:
         deadline = time.monotonic() + PROBE_SECONDS
         while time.monotonic() < deadline:
             signals, ended, _ = self._wait(timeout=deadline - time.monotonic())
+            # The worker's death first: it may come with the probe's, and nobody hears of it again.
+            if ended.keys() - {pid}:
+                raise MountError("the serving process ended during the self-test")
             if pid in ended:
                 if ended[pid] == 0:
                     return
                 raise MountError("the first file opened on the new mount could not be read; see the log")
-            if ended:
-                raise MountError("the serving process ended during the self-test")
             if signals & {*_STOP}:
                 raise MountError("interrupted before the mount was complete")
         raise MountError(f"the self-test got no answer in {PROBE_SECONDS:.0f} seconds")

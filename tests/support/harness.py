@@ -196,8 +196,10 @@ class Mount:
 
     @property
     def connected(self) -> bool:
-        """Whether the kernel still has the connection."""
-        return (self.site.connections / str(os.minor(self.device_number))).exists()
+        """Whether the kernel still has the connection. Its number may have gone to somebody else's mount since."""
+        used_again = any(record.device == self.device_number for record in mountapi.parse_mountinfo())
+        number = str(os.minor(self.device_number))
+        return (self.site.connections / number).exists() and (self.attached or not used_again)
 
     def gone(self, seconds: float = 10) -> bool:
         """Whether mount, connection and processes all end within that time."""

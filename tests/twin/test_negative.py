@@ -126,17 +126,17 @@ def test_open_is_asked_once(kernel: FakeKernel, tree: Tree) -> None:
 # -- framing -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("opcode", [Op.LOOKUP, Op.GETATTR, Op.SETATTR, Op.OPEN, Op.READ, Op.WRITE, Op.READDIRPLUS])
-def test_request_shorter_than_its_structure(opcode: Op, kernel: FakeKernel) -> None:
-    with refused(errno.EINVAL, errno.ENOSYS):
-        kernel.call(opcode, 1, b"", most=4096)
+def test_request_shorter_than_its_structure(kernel: FakeKernel) -> None:
+    for opcode in (Op.LOOKUP, Op.GETATTR, Op.SETATTR, Op.READ, Op.WRITE, Op.READDIRPLUS, Op.CREATE, Op.MKDIR):
+        with refused(errno.EINVAL):
+            kernel.call(opcode, 1, b"", most=4096)
 
 
-@pytest.mark.parametrize("opcode", [Op.LOOKUP, Op.GETATTR, Op.GET_FMAP])
-@pytest.mark.parametrize("claim", [0, 41, 100, 1 << 31])
-def test_request_that_claims_another_length(opcode: Op, claim: int, kernel: FakeKernel) -> None:
-    error, _ = kernel.receive(kernel.send(opcode, 1, bytes(16), claim=claim))
-    assert error == errno.EINVAL
+def test_request_that_claims_another_length(kernel: FakeKernel) -> None:
+    for opcode in (Op.LOOKUP, Op.GETATTR, Op.GET_FMAP, Op.CREATE):
+        for claim in (0, 41, 100, 1 << 31):
+            error, _ = kernel.receive(kernel.send(opcode, 1, bytes(16), claim=claim))
+            assert error == errno.EINVAL
 
 
 def test_name_without_end(kernel: FakeKernel) -> None:
@@ -148,11 +148,12 @@ def test_name_without_end(kernel: FakeKernel) -> None:
             kernel.call(Op.LOOKUP, 1, name, exact=128)
 
 
-@pytest.mark.parametrize("opcode", [7, 19, 48, 49, 56, 63, 64, 255, 4096, 1 << 20, (1 << 32) - 1])
-def test_unknown_opcode(opcode: int, kernel: FakeKernel) -> None:
-    for body in (b"", bytes(8), bytes(200)):
-        with refused(errno.ENOSYS):
-            kernel.call(opcode, 1, body, most=4096)
+def test_unknown_opcode(kernel: FakeKernel) -> None:
+    # 4096 is libfuse's own, for character devices.
+    for opcode in (7, 19, 48, 49, 56, 63, 64, 255, 4096, 1 << 20, (1 << 32) - 1):
+        for body in (b"", bytes(8), bytes(200)):
+            with refused(errno.ENOSYS):
+                kernel.call(opcode, 1, body, most=4096)
 
 
 def test_forget_of_anything(kernel: FakeKernel) -> None:
@@ -199,9 +200,8 @@ def test_client_may_change_nothing(tree: Tree) -> None:
         check_alive(kernel)
 
 
-@pytest.mark.parametrize(
-    ("opcode", "body"),
-    [
+def test_change_that_the_format_has_no_words_for(kernel: FakeKernel) -> None:
+    for opcode, body in (
         (8, Struct("<4I").pack(0o100644, 0, 0, 0) + b"new\0"),
         (6, b"new\0target\0"),
         (10, b"striped_32m\0"),
@@ -209,12 +209,9 @@ def test_client_may_change_nothing(tree: Tree) -> None:
         (12, Struct("<Q").pack(1) + b"striped_32m\0new\0"),
         (45, Struct("<QII").pack(1, 0, 0) + b"striped_32m\0new\0"),
         (13, Struct("<Q").pack(17) + b"new\0"),
-    ],
-    ids=["mknod", "symlink", "unlink", "rmdir", "rename", "rename2", "link"],
-)
-def test_change_that_the_format_has_no_words_for(opcode: int, body: bytes, kernel: FakeKernel) -> None:
-    with refused(errno.EPERM):
-        kernel.call(opcode, 1, body, most=4096)
+    ):
+        with refused(errno.EPERM):
+            kernel.call(opcode, 1, body, most=4096)
     kernel.resolve(b"striped_32m")
 
 
