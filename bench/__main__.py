@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there as well")
     parser.add_argument(
         "--profile",
-        choices=sorted(profiling.SUBJECTS),
+        choices=profiling.SUBJECTS,
         help="measure nothing; show where the time of the request plane (or of the replay) goes",
     )
     arguments = parser.parse_args()

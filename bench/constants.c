@@ -4,7 +4,10 @@
 // It serves the tree of bench/trees.py (directories dNNNN with files fNNNNNNN, and one directory w) and answers with
 // the flags and times that famfs-server answers with, so that the kernel sends both the same requests.
 //
-//   constants PLACE DIRECTORIES FILES_EACH WARM_FILES FILE_SIZE     prints "ready" once mounted; ends with the mount
+//   constants PLACE DIRECTORIES FILES_EACH WARM_FILES FILE_SIZE DIRECTORY_SECONDS LISTING_FLAGS
+//
+// The last two are how long attributes of directories are cached, and the bits of INIT that decide between READDIR and
+// READDIRPLUS. Prints "ready" once mounted; ends with the mount.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -19,7 +22,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { MAX_WRITE = 1 << 20, ROOM = MAX_WRITE + 8192, DAY = 86400, DIRECTORY_SECONDS = 0 };
+enum { MAX_WRITE = 1 << 20, ROOM = MAX_WRITE + 8192, DAY = 86400 };
 #define FILE_NODE (1ULL << 32)
 #define ALLOW_MMAP (1U << 4) // FUSE_DIRECT_IO_ALLOW_MMAP, bit 36, which older headers lack
 #ifndef FUSE_INIT_EXT
@@ -29,7 +32,7 @@ enum { MAX_WRITE = 1 << 20, ROOM = MAX_WRITE + 8192, DAY = 86400, DIRECTORY_SECO
 
 static char request[ROOM], listing[ROOM], data[MAX_WRITE];
 static int fuse;
-static unsigned long directories, files_each, warm_files, file_size;
+static unsigned long directories, files_each, warm_files, file_size, directory_seconds, listing_flags;
 
 static void reply(uint64_t unique, int error, const void *body, size_t length)
 {
@@ -58,7 +61,7 @@ static struct fuse_entry_out entry_of(uint64_t node)
 	return (struct fuse_entry_out){
 		.nodeid = node,
 		.entry_valid = DAY,
-		.attr_valid = node >= FILE_NODE ? DAY : DIRECTORY_SECONDS,
+		.attr_valid = node >= FILE_NODE ? DAY : directory_seconds,
 		.attr = attr_of(node),
 	};
 }
@@ -110,7 +113,7 @@ static void answer(const struct fuse_in_header *in, const char *body)
 	switch (in->opcode) {
 	case FUSE_INIT: {
 		const struct fuse_init_in *init = (const void *)body;
-		uint32_t wanted = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_DO_READDIRPLUS | FUSE_PARALLEL_DIROPS |
+		uint32_t wanted = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_PARALLEL_DIROPS | listing_flags |
 				  FUSE_MAX_PAGES | FUSE_EXPLICIT_INVAL_DATA | FUSE_INIT_EXT;
 		char out[64] = { 0 };
 		struct fuse_init_out *answer = (void *)out;
@@ -135,7 +138,7 @@ static void answer(const struct fuse_in_header *in, const char *body)
 		break;
 	}
 	case FUSE_GETATTR: {
-		struct fuse_attr_out out = { .attr_valid = in->nodeid >= FILE_NODE ? DAY : DIRECTORY_SECONDS };
+		struct fuse_attr_out out = { .attr_valid = in->nodeid >= FILE_NODE ? DAY : directory_seconds };
 		out.attr = attr_of(in->nodeid);
 		reply(in->unique, 0, &out, sizeof out);
 		break;
@@ -189,12 +192,14 @@ int main(int count, char **arguments)
 {
 	char options[128];
 
-	if (count != 6)
+	if (count != 8)
 		return 2;
 	directories = strtoul(arguments[2], NULL, 10);
 	files_each = strtoul(arguments[3], NULL, 10);
 	warm_files = strtoul(arguments[4], NULL, 10);
 	file_size = strtoul(arguments[5], NULL, 10);
+	directory_seconds = strtoul(arguments[6], NULL, 10);
+	listing_flags = strtoul(arguments[7], NULL, 10);
 	memset(data, 'x', sizeof data);
 	fuse = open("/dev/fuse", O_RDWR | O_CLOEXEC);
 	snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", fuse);

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.images import FILE_SIZE, make_image, tree_paths
+from bench.kernel import Answers, answers
 from bench.site import BenchError, Site, run
 from bench.trees import WARM_DIRECTORY, WARM_FILES, Tree
 
@@ -46,10 +47,10 @@ def mount_bindfs(site: Site, source: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def mount_loop(site: Site, program: Path, tree: Tree, file_size: int = FILE_SIZE) -> Iterator[Path]:
+def mount_loop(site: Site, program: Path, tree: Tree, like: Answers, *, file_size: int = FILE_SIZE) -> Iterator[Path]:
     """The loop of constants.c, which has every file of `tree` without knowing any."""
     place = site.place("loop")
-    numbers = (tree.directories, tree.files_each, WARM_FILES, file_size)
+    numbers = (tree.directories, tree.files_each, WARM_FILES, file_size, like.directory_seconds, like.listing_flags)
     process = site.start(program, place, *map(str, numbers))
     assert process.stdout is not None
     if process.stdout.readline() != "ready\n":
@@ -99,7 +100,8 @@ def for_tree(site: Site, tree: Tree, note: Callable[[str], None]) -> list[Conten
         note(NO_BINDFS)
     program = compile_loop(site)
     if program is not None:
-        found.append(Contender(LOOP, lambda: mount_loop(site, program, tree)))
+        like = answers(site, image)
+        found.append(Contender(LOOP, lambda: mount_loop(site, program, tree, like)))
     else:
         note(NO_COMPILER)
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from bench import contenders
 from bench.contenders import BINDFS, LOOP, OURS, RELAYED, TMPFS, Contender
 from bench.images import MASTER, format_image
+from bench.kernel import answers
 from bench.metadata import rate
 from bench.plan import Plan
 from bench.site import Site
@@ -88,7 +89,8 @@ def _prepare(site: Site, note: Callable[[str], None]) -> _Fields:
         note(contenders.NO_BINDFS)
     program = contenders.compile_loop(site)
     if program is not None:
-        found.append(Contender(LOOP, lambda: contenders.mount_loop(site, program, _TREE, FILE_SIZE)))
+        like = answers(site, image)
+        found.append(Contender(LOOP, lambda: contenders.mount_loop(site, program, _TREE, like, file_size=FILE_SIZE)))
     else:
         note(contenders.NO_COMPILER)
     return _Fields(found, image, offset)

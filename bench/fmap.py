@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Section fmap: the time from GET_FMAP to its answer, over a socket in place of /dev/fuse."""
 
-import os
-import socket
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.images import append, format_image
+from bench.kernel import server
 from bench.plan import Plan
-from bench.site import BenchError, Site
+from bench.site import BenchError
 from bench.transport import ECHO_SIZE
 from famfs_server.fuse import abi
-from famfs_server.fuse.abi import InitFlag, Opcode
-from famfs_server.fuse.dialects import by_name
+from famfs_server.fuse.abi import Opcode
+from famfs_server.fuse.dialects import PULL, PUSH
 from famfs_server.omf import layout, log
 from famfs_server.omf.log import Extent, Fmap
 from famfs_server.volume.namespace import nodeid_of
@@ -27,63 +24,6 @@ _CHUNK = 2 << 20
 _TIB = 1 << 40
 _FILES = 16
 """Small files of each kind: they are asked for in turn, so that no answer is the one before."""
-_OFFERED = InitFlag(0x5FD << 32 | 0x73FFFFFB) | InitFlag.DAX_FMAP
-"""What Linux 6.18 offers, and extent maps."""
-
-
-class Kernel:
-    """The other end of a server's transport: sends a request and waits for its answer."""
-
-    def __init__(self, transport: socket.socket) -> None:
-        self._transport = transport
-        self._unique = 0
-        self._buffer = bytearray(16 << 20)
-        self._view = memoryview(self._buffer)
-
-    def ask(self, opcode: int, nodeid: int, body: bytes = b"") -> memoryview:
-        """The whole answer; valid until the next request."""
-        self._unique += 2
-        header = abi.IN_HEADER.pack(abi.IN_HEADER.size + len(body), opcode, self._unique, nodeid, 0, 0, 0, 0)
-        self._transport.sendall(header + body)
-        length, wanted = 0, abi.OUT_HEADER.size
-        while length < wanted:
-            got = self._transport.recv_into(self._view[length:])
-            if not got:
-                raise BenchError("the server on the socket has ended")
-            length += got
-            wanted = int.from_bytes(self._view[:4], "little")
-        return self._view[:length]
-
-    def negotiate(self) -> None:
-        """INIT, as a kernel with extent maps sends it."""
-        low, high = int(_OFFERED) & 0xFFFFFFFF, int(_OFFERED) >> 32
-        answer = self.ask(Opcode.INIT, 0, abi.INIT_IN.pack(abi.VERSION, 45, 1 << 17, low, high))
-        _, error, _ = abi.OUT_HEADER.unpack_from(answer)
-        if error:
-            raise BenchError(f"the server refused INIT: {os.strerror(-error)}")
-
-    def get_fmap(self, opcode: int, nodeid: int, body: bytes) -> int:
-        """Ask for a map; the size of the map, which is more than came if it has to be asked for again."""
-        answer = self.ask(opcode, nodeid, body)
-        if len(answer) < abi.OUT_HEADER.size + abi.FMAP_HEADER.size:
-            _, error, _ = abi.OUT_HEADER.unpack_from(answer)
-            raise BenchError(f"GET_FMAP of node {nodeid}: {os.strerror(-error)}")
-        return int(abi.FMAP_HEADER.unpack_from(answer, abi.OUT_HEADER.size)[4])
-
-
-@contextmanager
-def server(site: Site, *words: str) -> Iterator[Kernel]:
-    """A server of bench/transport.py in a process of its own."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours:
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        with theirs:
-            number = theirs.fileno()
-            process = site.start(sys.executable, "-m", "bench.transport", str(number), *words, pass_fds=(number,))
-        yield Kernel(ours)
-        ours.shutdown(socket.SHUT_RDWR)
-        process.wait(timeout=10)
 
 
 def make_image(path: Path) -> tuple[list[int], list[int], list[int]]:
@@ -115,24 +55,23 @@ def measure(plan: Plan) -> None:
     count = 200 if plan.quick else 3_000
     image = plan.site.directory / "fmap.img"
     simple, striped, huge = make_image(image)
-    pull, push = by_name("pull"), by_name("push")
-    with server(plan.site, str(image), pull.name) as kernel:
+    with server(plan.site, str(image), PULL.name) as kernel:
         kernel.negotiate()
         rows: dict[str, Callable[[int], object]] = {
             "nothing": lambda turn: kernel.ask(Opcode.FLUSH, simple[0], bytes(abi.FLUSH_IN.size)),
             "GETATTR": lambda turn: kernel.ask(Opcode.GETATTR, simple[0], bytes(abi.GETATTR_IN.size)),
-            "simple": lambda turn: kernel.get_fmap(pull.get_fmap, simple[turn % _FILES], b""),
-            "16 strips": lambda turn: kernel.get_fmap(pull.get_fmap, striped[turn % _FILES], b""),
+            "simple": lambda turn: kernel.get_fmap(PULL.get_fmap, simple[turn % _FILES], b""),
+            "16 strips": lambda turn: kernel.get_fmap(PULL.get_fmap, striped[turn % _FILES], b""),
         }
         _time(plan, rows, count)
-    with server(plan.site, str(image), push.name) as kernel, server(plan.site) as floor:
+    with server(plan.site, str(image), PUSH.name) as kernel, server(plan.site) as floor:
         kernel.negotiate()
         room = abi.GET_FMAP_IN.pack(4096)
 
         def probe_and_fetch(turn: int) -> int:
             nodeid = huge[turn % len(huge)]
-            needed = kernel.get_fmap(push.get_fmap, nodeid, room)
-            if kernel.get_fmap(push.get_fmap, nodeid, abi.GET_FMAP_IN.pack(needed)) != needed:
+            needed = kernel.get_fmap(PUSH.get_fmap, nodeid, room)
+            if kernel.get_fmap(PUSH.get_fmap, nodeid, abi.GET_FMAP_IN.pack(needed)) != needed:
                 raise BenchError("the size of a map changed between two requests")
             return needed
 
@@ -140,7 +79,7 @@ def measure(plan: Plan) -> None:
 
         def as_many_bytes(turn: int) -> None:
             for size in sizes:
-                floor.ask(push.get_fmap, 0, size)
+                floor.ask(PUSH.get_fmap, 0, size)
 
         _time(plan, {"1 TiB, unrolled": probe_and_fetch, "as many bytes, made beforehand": as_many_bytes}, count // 200)
 

@@ -138,7 +138,7 @@ class DaxDevice:
 
     def _punch(self, offset: int, length: int) -> bool:
         """Zero a range of the file that stands for a device without filling it: a sparse one stays sparse."""
-        if length < EMULATED_ALIGN:
+        if offset % mmap.PAGESIZE or length % mmap.PAGESIZE:
             return False
         mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
         result: int = _libc.fallocate(self.fd, mode, ctypes.c_longlong(offset), ctypes.c_longlong(length))

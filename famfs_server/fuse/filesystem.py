@@ -86,6 +86,9 @@ class FileSystem:
         self.open_flags = int(OpenFlag.PARALLEL_DIRECT_WRITES | OpenFlag.DIRECT_IO if settings.direct_io else 0)
         if settings.keep_cache:
             self.open_flags |= OpenFlag.KEEP_CACHE
+        tree = self.namespace
+        self._log_rows = tree.provisional_row
+        self._size, self._mode, self._uid, self._gid = tree.size, tree.mode, tree.uid, tree.gid
         self._seconds, self._nanoseconds = divmod(self.started, 10**9)
         self._own_times = self.namespace.local_changes > 0
         self._refreshing = threading.Lock()
@@ -95,9 +98,11 @@ class FileSystem:
 
     def lookup(self, parent: int, name: bytes) -> int:
         """The nodeid of a name, or 0; a name that is missing is looked for in what the log has gained since."""
-        node = self.namespace.lookup(parent, name) or self.made.find(parent, name)
-        if not node and self.follow():
-            node = self.namespace.lookup(parent, name)
+        node = self.namespace.lookup(parent, name)
+        if not node:
+            node = self.made.find(parent, name)
+            if not node and self.follow():
+                node = self.namespace.lookup(parent, name)
         return self.made.aliases.get(node, node)
 
     def remember(self, nodeid: int) -> None:
@@ -143,14 +148,27 @@ class FileSystem:
             if node > cookie:
                 yield node, node, name
 
+    @property
+    def listing_state(self) -> tuple[int, int]:
+        """Changes whenever a listing may: with entries of the log, and with attributes that were set."""
+        return self.namespace.published, self.namespace.local_changes
+
+    @property
+    def has_provisional(self) -> bool:
+        """Whether the kernel knows any file by a provisional nodeid."""
+        return bool(self.volume.promised or self.made.aliases)
+
     def row(self, nodeid: int) -> int:
-        """The namespace row of a node, which the nodeid is except for files that were made by system calls. ESTALE for
-        one that names nothing."""
-        row = nodeid if nodeid < FIRST_PROVISIONAL else self.made.row(nodeid)
-        tree = self.namespace
+        """The namespace row of a node, which the nodeid is except for files that were made by system calls.
+
+        ESTALE for one that names nothing, EIO when another file system has come under the mount.
+        """
+        row = nodeid
+        if nodeid >= self._log_rows:
+            row = self.made.row(nodeid) if nodeid >= FIRST_PROVISIONAL else 0
         if self.volume.stop is not None and self.volume.stop.damage is Damage.REPLACED:
             raise refusal(errno.EIO)
-        if not row or (row >= tree.published and row < tree.provisional_row) or not tree.mode[row]:
+        if not self._mode[row]:
             raise refusal(errno.ESTALE)
         return row
 
@@ -158,10 +176,10 @@ class FileSystem:
 
     def attr(self, nodeid: int) -> Attr:
         """The attributes of a node, in the wire's order; ESTALE if there is none."""
-        tree = self.namespace
         row = self.row(nodeid)
-        size = tree.size[row]
+        size = self._size[row]
         if self._own_times:
+            tree = self.namespace
             (atime, atime_ns), (mtime, mtime_ns), (ctime, ctime_ns) = (
                 divmod(column[row] or self.started, 10**9) for column in (tree.atime, tree.mtime, tree.ctime)
             )
@@ -178,23 +196,21 @@ class FileSystem:
             atime_ns,
             mtime_ns,
             ctime_ns,
-            tree.mode[row],
+            self._mode[row],
             1,
-            tree.uid[row],
-            tree.gid[row],
+            self._uid[row],
+            self._gid[row],
             0,
             BLOCK_SIZE,
             0,
         )
 
-    def attr_timeout(self, nodeid: int) -> int:
-        """Seconds for which attributes may be cached: sizes of files in the log never change, all else may."""
-        if nodeid >= FIRST_PROVISIONAL or self.namespace.is_directory(nodeid):
-            return 0
-        return self.settings.timeout
+    def timeout(self, nodeid: int) -> int:
+        """Seconds for which a name and its attributes may be cached.
 
-    def entry_timeout(self, nodeid: int) -> int:
-        """Seconds for which a name may be cached: for ever, but that a file which is not logged may be dropped."""
+        What the log has made stays as it is, directories too: they have neither a size nor a count of links, and their
+        times do not tell what is in them. A file that is not logged may grow, or be dropped.
+        """
         return 0 if nodeid >= FIRST_PROVISIONAL else self.settings.timeout
 
     def setattr(self, nodeid: int, new: Attributes) -> None:
@@ -303,7 +319,7 @@ class FileSystem:
             raise refusal(errno.EISDIR)
         return row
 
-    def views(self, nodeid: int, offset: int, length: int) -> Iterator[memoryview]:
+    def views(self, nodeid: int, offset: int, length: int) -> list[memoryview]:
         """File bytes as views of device memory (`Volume.views`)."""
         return self.volume.views(self.require_file(nodeid), offset, length)
 

@@ -76,8 +76,7 @@ class FamfsOperations(pyfuse3.Operations):
         entry.st_atime_ns = atime * 10**9 + atime_ns
         entry.st_mtime_ns = mtime * 10**9 + mtime_ns
         entry.st_ctime_ns = ctime * 10**9 + ctime_ns
-        entry.entry_timeout = fs.entry_timeout(nodeid)
-        entry.attr_timeout = fs.attr_timeout(nodeid)
+        entry.entry_timeout = entry.attr_timeout = fs.timeout(nodeid)
         return entry
 
     @_answered

@@ -10,12 +10,14 @@ import errno
 import logging
 import os
 from collections.abc import Callable
+from struct import Struct
 from typing import Final
 
 from famfs_server.fuse import abi
 from famfs_server.fuse.abi import Opcode, OpenFlag, SetattrValid
 from famfs_server.fuse.filesystem import DOTDOT, Attributes, FileSystem, errno_of, refusal
 from famfs_server.fuse.fmap_replies import FmapReplies
+from famfs_server.fuse.listing import Window
 from famfs_server.fuse.session import Session
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.provisional import FIRST_PROVISIONAL
@@ -89,8 +91,14 @@ _SHORTEST: Final[dict[int, int]] = {
 }
 """The least length of a request's body; shorter ones are EINVAL."""
 
+_REQUEST: Final = Struct("<IIQQ")
+"""The part of a request's header that every handler needs: len, opcode, unique, nodeid."""
+
 _MAKING: Final[dict[int, int]] = {Opcode.MKDIR: abi.MKDIR_IN.size, Opcode.CREATE: abi.CREATE_IN.size}
 """Requests that make a name, and the bytes of their bodies before it."""
+
+_DOTS: Final = 2 * abi.direntplus_size(2)
+"""Bytes that the records of `.` and `..` take."""
 
 _NSEC = 10**9
 _OPCODES = 64
@@ -120,6 +128,7 @@ class RequestPlane:
         self._record = session.record
         self._buffer = self._view = session.record.buffer
         self._poison = session.record.poison
+        self._window: Window | None = None
         known: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
@@ -171,7 +180,7 @@ class RequestPlane:
 
     def answer(self, length: int) -> bool:
         """Answer the request of `length` bytes in the buffer; False if it is not this plane's."""
-        size, opcode, unique, nodeid, *_ = abi.IN_HEADER.unpack_from(self._buffer)
+        size, opcode, unique, nodeid = _REQUEST.unpack_from(self._buffer)
         handler = self._handlers[opcode] if opcode < _OPCODES else None
         if self._poison and unique & ~abi.UNIQUE_RESEND == self._poison:
             log.error("request %d (opcode %d) has ended two workers; it is answered with EIO", unique, opcode)
@@ -206,7 +215,8 @@ class RequestPlane:
         return name
 
     def _lookup(self, unique: int, nodeid: int, length: int) -> None:
-        node = self._fs.lookup(nodeid, self._name(_BODY, length))
+        # A name with a slash or a NUL in it is the name of nothing, and needs no look at it.
+        node = self._fs.lookup(nodeid, self._buffer[_BODY : length - 1].tobytes())
         if node:
             self._entry(unique, node)
         else:
@@ -215,11 +225,8 @@ class RequestPlane:
     def _entry(self, unique: int, node: int) -> None:
         fs = self._fs
         fs.remember(node)
-        timeout = fs.entry_timeout(node)
-        reply(
-            self._fuse,
-            abi.ENTRY_REPLY.pack(144, 0, unique, node, 0, timeout, fs.attr_timeout(node), 0, 0, *fs.attr(node)),
-        )
+        timeout = fs.timeout(node)
+        reply(self._fuse, abi.ENTRY_REPLY.pack(144, 0, unique, node, 0, timeout, timeout, 0, 0, *fs.attr(node)))
 
     def _forget(self, unique: int, nodeid: int, length: int) -> None:
         self._fs.forget(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))
@@ -231,7 +238,7 @@ class RequestPlane:
 
     def _getattr(self, unique: int, nodeid: int, length: int) -> None:
         fs = self._fs
-        reply(self._fuse, abi.ATTR_REPLY.pack(120, 0, unique, fs.attr_timeout(nodeid), 0, *fs.attr(nodeid)))
+        reply(self._fuse, abi.ATTR_REPLY.pack(120, 0, unique, fs.timeout(nodeid), 0, *fs.attr(nodeid)))
 
     def _setattr(self, unique: int, nodeid: int, length: int) -> None:
         valid, _, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, uid, gid = (
@@ -267,8 +274,8 @@ class RequestPlane:
 
     def _created(self, unique: int, node: int, answer: int) -> None:
         fs = self._fs
-        timeout = fs.entry_timeout(node)
-        entry = (node, 0, timeout, fs.attr_timeout(node), 0, 0, *fs.attr(node))
+        timeout = fs.timeout(node)
+        entry = (node, 0, timeout, timeout, 0, 0, *fs.attr(node))
         reply(self._fuse, abi.CREATE_REPLY.pack(160, 0, unique, *entry, 0, answer, 0))
 
     def _made_before(self, opcode: int, unique: int, nodeid: int, length: int) -> Handler | None:
@@ -319,7 +326,7 @@ class RequestPlane:
 
     def _read(self, unique: int, nodeid: int, length: int) -> None:
         _, offset, size, _, _, _ = abi.READ_IN.unpack_from(self._buffer, _BODY)
-        views = list(self._fs.views(nodeid, offset, size))
+        views = self._fs.views(nodeid, offset, size)
         total = sum(map(len, views))
         try:
             os.writev(self._fuse, [abi.OUT_HEADER.pack(16 + total, 0, unique), *views])
@@ -371,25 +378,42 @@ class RequestPlane:
         _, cookie, size, _, _, _ = abi.READ_IN.unpack_from(self._buffer, _BODY)
         fs = self._fs
         fs.opendir(nodeid)
-        attr, attr_timeout, entry_timeout, pack = fs.attr, fs.attr_timeout, fs.entry_timeout, abi.DIRENTPLUS.pack
+        if cookie < DOTDOT:
+            fs.follow()
+        window = self._window
+        if fs.has_provisional or (cookie < DOTDOT and size < _DOTS):
+            self._listing(unique, *self._records(nodeid, cookie, size))
+            return
+        dots = b""
+        if cookie < DOTDOT:
+            # `.` and `..` depend on who asks for what is left of them; they are made one by one.
+            records, used = self._records(nodeid, cookie, _DOTS)
+            dots, size, cookie = b"".join(records), size - used, DOTDOT
+        if window is None or not window.serves(fs, nodeid, cookie):
+            self._window = window = Window(fs, nodeid, cookie)
+        data = window.take(cookie, size)
+        total = 16 + len(dots) + len(data)
+        os.writev(self._fuse, [abi.OUT_HEADER.pack(total, 0, unique), dots, data])
+
+    def _records(self, directory: int, cookie: int, size: int) -> tuple[list[bytes], int]:
+        """READDIRPLUS records one by one, and the bytes that they take."""
+        fs = self._fs
         records: list[bytes] = []
         room = size
-        for place, node, name in fs.entries(nodeid, cookie):
-            count = len(name)
-            need = (abi.DIRENTPLUS.size + count + 7) & ~7
+        for place, node, name in fs.entries(directory, cookie):
+            need = abi.direntplus_size(len(name))
             if need > room:
                 break
             room -= need
             # The kernel takes no reference on `.` and `..`, so they carry no nodeid.
             entry = node if place > DOTDOT else 0
             fs.remember(entry)
-            attributes = attr(node)
-            timeout = entry_timeout(node)
-            head = pack(
-                entry, 0, timeout, attr_timeout(node), 0, 0, *attributes, node, place, count, attributes[9] >> 12
-            )
-            records.append(head + name.ljust(need - 152, b"\0"))
-        self._listing(unique, records, size - room)
+            attributes = fs.attr(node)
+            timeout = fs.timeout(node)
+            kind = attributes[9] >> 12
+            head = abi.DIRENTPLUS.pack(entry, 0, timeout, timeout, 0, 0, *attributes, node, place, len(name), kind)
+            records.append(head + name.ljust(need - abi.DIRENTPLUS.size, b"\0"))
+        return records, size - room
 
     def _listing(self, unique: int, records: list[bytes], size: int) -> None:
         reply(self._fuse, b"".join([abi.OUT_HEADER.pack(16 + size, 0, unique), *records]))

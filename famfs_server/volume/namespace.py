@@ -32,6 +32,7 @@ FIRST_NODEID = 16
 
 META_NAME = b".meta"
 S_IFMT_MASK = 0o170000
+_DEVICE_MASK = 0xFFFFFFFF
 PROVISIONAL_ROWS = 1 << 14
 """Rows behind those of the log, for files that are not logged yet (volume/provisional.py)."""
 _SPREAD = 0x9E3779B1
@@ -127,6 +128,7 @@ class Namespace:
         self.logged, self.opens = column("logged"), column("opens")
         self._slots = column("slots")
         self._mask = slots - 1
+        self._extent_words = whole[extents_at : extents_at + extent_rows * EXTENT.itemsize].cast("Q")
         self.extents = np.frombuffer(self._map, EXTENT, count=extent_rows, offset=extents_at)
 
     @classmethod
@@ -264,6 +266,11 @@ class Namespace:
         """Every node that the log made and that is visible, in log order."""
         mode = self.mode
         return (nodeid for nodeid in range(FIRST_NODEID, self.published) if mode[nodeid])
+
+    def first_extent(self, nodeid: int, offset: int, length: int) -> tuple[int, int, int]:
+        """The device range (device, offset, length) of file bytes that all lie in the first extent, or strip."""
+        at = 3 * self.extent_start[nodeid]
+        return self._extent_words[at] & _DEVICE_MASK, self._extent_words[at + 1] + offset, length
 
     def totals(self) -> tuple[int, int, int]:
         """How many files and directories the log has made, and the sum of the files' sizes."""

@@ -3,7 +3,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from stat import S_IFDIR, S_IFREG
@@ -246,26 +246,40 @@ class Volume:
 
     # -- file data ------------------------------------------------------------------------------
 
-    def views(self, nodeid: int, offset: int, length: int) -> Iterator[memoryview]:
+    def views(self, nodeid: int, offset: int, length: int) -> list[memoryview]:
         """The bytes [offset, offset + length) of a file, cut to its size, as views of device memory in file order.
 
         Their cache lines are invalidated, so that what another host has written is seen (decisions 11).
 
         Raises DeviceFaultError for a device that is not attached or too small. Touching a view is not guarded.
         """
-        for memory, start, count in self._ranges(nodeid, offset, length):
+        ranges = self._ranges(nodeid, offset, length)
+        for memory, start, count in ranges:
             memory.invalidate(start, count)
-            yield memory.view[start : start + count]
+        return [memory.view[start : start + count] for memory, start, count in ranges]
 
-    def _ranges(self, nodeid: int, offset: int, length: int) -> Iterator[tuple[DeviceMemory, int, int]]:
-        length = min(length, self.namespace.size[nodeid] - offset)
-        for run in fmap_arithmetic.runs(self.namespace.fmap(nodeid), offset, length):
-            memory = self.memories[run.device] if run.device < len(self.memories) else None
+    def _ranges(self, nodeid: int, offset: int, length: int) -> list[tuple[DeviceMemory, int, int]]:
+        """Where file bytes are, as (memory, offset, length)."""
+        tree = self.namespace
+        length = min(length, tree.size[nodeid] - offset)
+        if length <= 0:
+            return []
+        if tree.extent_count[nodeid] == 1:
+            # By far the most files are one run, and this is the hot path of reads and writes.
+            runs = [tree.first_extent(nodeid, offset, length)]
+        else:
+            runs = [
+                (run.device, run.offset, run.length) for run in fmap_arithmetic.runs(tree.fmap(nodeid), offset, length)
+            ]
+        ranges = []
+        for device, start, count in runs:
+            memory = self.memories[device] if device < len(self.memories) else None
             if memory is None:
-                raise DeviceFaultError(f"device {run.device} of {self.device} is not attached")
-            if run.offset + run.length > memory.size:
-                raise DeviceFaultError(f"device {run.device} of {self.device} ends before the file's bytes")
-            yield memory, run.offset, run.length
+                raise DeviceFaultError(f"device {device} of {self.device} is not attached")
+            if start + count > memory.size:
+                raise DeviceFaultError(f"device {device} of {self.device} ends before the file's bytes")
+            ranges.append((memory, start, count))
+        return ranges
 
     def read(self, nodeid: int, offset: int, length: int) -> bytes:
         """A copy of file bytes as memory has them now, shorter at the end of the file."""
@@ -289,7 +303,7 @@ class Volume:
 
     def write_back(self, nodeid: int) -> None:
         """Write a whole file's cache lines back to memory."""
-        ranges = list(self._ranges(nodeid, 0, self.namespace.size[nodeid]))
+        ranges = self._ranges(nodeid, 0, self.namespace.size[nodeid])
         for memory, start, count in ranges:
             memory.write_back(start, count)
         for memory, _, _ in ranges:

@@ -20,7 +20,7 @@ from uuid import UUID
 
 from famfs_server.daemon import worker
 from famfs_server.daemon.options import parse_options
-from famfs_server.dax.device import DaxDevice
+from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.fuse.session import Session
 from tests.twin.kernel import PUSH_ARGUMENT, Device, FakeKernel
 from tests.twin.maps import Dialect, TwinViolation
@@ -51,6 +51,10 @@ def serve(
     try:
         options = parse_options(image, "/twin", words)
         with DaxDevice.open(image) as device:
+            # The fake kernel takes the file for a device in famfs mode, which no real kernel would; the server, which
+            # asks for that mode before it agrees to extent maps, has mapped it before.
+            device.memory()
+            device.mode = Mode.FSDEV
             assignment = worker.Assignment(
                 options=options,
                 device=device,

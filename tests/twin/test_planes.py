@@ -2,7 +2,6 @@
 """The request plane and pyfuse3 answer alike: the same requests to two servers, and the replies field by field."""
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +18,8 @@ from tests.twin.server import mounted
 
 CALLS: dict[str, tuple[int, bytes]] = {
     "statfs": (17, b""),
-    "fsync": (20, Struct("<QII").pack(0, 0, 0)),
-    "fdatasync": (20, Struct("<QII").pack(0, 1, 0)),
+    "fsync": (20, Struct("<II").pack(0, 0)),
+    "fdatasync": (20, Struct("<II").pack(1, 0)),
     "getxattr size": (22, Struct("<II").pack(0, 0) + b"user.famfs.shadow\0"),
     "getxattr small": (22, Struct("<II").pack(3, 0) + b"user.famfs.shadow\0"),
     "getxattr none": (22, Struct("<II").pack(100, 0) + b"security.capability\0"),
@@ -30,9 +29,9 @@ CALLS: dict[str, tuple[int, bytes]] = {
     "removexattr": (24, b"user.a\0"),
     "access": (34, Struct("<II").pack(7, 0)),
     "readlink": (5, b""),
-    "lseek data": (46, Struct("<QQII").pack(0, 5, os.SEEK_DATA, 0)),
-    "lseek hole": (46, Struct("<QQII").pack(0, 5, os.SEEK_HOLE, 0)),
-    "fallocate": (43, Struct("<QQQII").pack(0, 0, 4096, 0, 0)),
+    "lseek data": (46, Struct("<QII").pack(5, os.SEEK_DATA, 0)),
+    "lseek hole": (46, Struct("<QII").pack(5, os.SEEK_HOLE, 0)),
+    "fallocate": (43, Struct("<QQII").pack(0, 4096, 0, 0)),
     "copy_file_range": (47, bytes(56)),
     "copy_file_range_64": (53, bytes(56)),
     "ioctl": (39, Struct("<QIIQII").pack(0, 0, 0x5401, 0, 0, 0)),
@@ -46,7 +45,10 @@ CALLS: dict[str, tuple[int, bytes]] = {
     "rename": (12, Struct("<Q").pack(1) + b"sd\0new\0"),
     "link": (13, Struct("<Q").pack(16) + b"new\0"),
 }
-"""Requests that need no handle, sent to a file, a directory and what is neither."""
+"""Requests for a file, a directory and what is neither."""
+
+ON_HANDLES = (20, 43, 46)
+"""Those that begin with a file handle, which pyfuse3 is given and the request plane does not look at."""
 
 
 def exercise(kernel: FakeKernel) -> None:
@@ -68,7 +70,8 @@ def exercise(kernel: FakeKernel) -> None:
         kernel.getattr(inode)
     for opcode, body in CALLS.values():
         for nodeid in (1, directory.nodeid, file.nodeid, 4, 2, 99_999, 1 << 62):
-            attempt(kernel.call, opcode, nodeid, body, most=4096)
+            handle = Struct("<Q").pack(nodeid) if opcode in ON_HANDLES else b""
+            attempt(kernel.call, opcode, nodeid, handle + body, most=4096)
     for opcode in (Op.GETATTR, Op.OPENDIR, Op.OPEN):
         for nodeid in (2, directory.nodeid, file.nodeid, 99_999, 1 << 62):
             attempt(kernel.call, opcode, nodeid, bytes(16 if opcode is Op.GETATTR else 8), most=128)
@@ -166,12 +169,10 @@ def fields(exchange: Exchange) -> Any:
 def test_both_planes_answer_alike(
     dialect: Dialect | None, host: Any, golden_image: Callable[[str, Path], Path], tmp_path: Path
 ) -> None:
-    original = trees.of_volume(golden_image("03-interleaved", tmp_path)).image
     heard: list[list[Exchange]] = []
     for setting in ("on", "off"):
-        # Both under one name, since the server tells it: as a device, and in an extended attribute.
-        image = tmp_path / "dax.img"
-        shutil.copyfile(original, image)
+        # A new image each time, under the same name, since the server tells that in an extended attribute.
+        image = trees.of_volume(golden_image("03-interleaved", tmp_path)).image
         heard.append([])
         words = (f"fastpath={setting}",)
         with mounted(image, dialect, words=words, host=host, watch=heard[-1].append, metadata_end=10 << 20) as kernel:
@@ -184,5 +185,5 @@ def test_both_planes_answer_alike(
     ]
     assert not differ, "\n".join(f"{row[:3]}\n    fast {row[3]}\n    slow {row[4]}" for row in differ[:20])
     assert len(fast) == len(slow)
-    asked = {exchange.opcode for exchange in fast}
-    assert asked >= FAST | ALWAYS - {Op.INTERRUPT}
+    if dialect is None:
+        assert {exchange.opcode for exchange in fast} >= FAST | ALWAYS - {Op.INTERRUPT}
