@@ -6,6 +6,8 @@ children share its fate: a probe that opens a file before anybody else can, and 
 the supervisor is killed (decisions 17).
 """
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -30,6 +32,8 @@ from famfs_server.daemon.worker import Negotiated
 from famfs_server.dax.device import DaxDevice
 from famfs_server.errors import FamfsError, MountError
 from famfs_server.fuse import mountapi
+from famfs_server.fuse.abi import BACKING_MAP
+from famfs_server.fuse.dialects import settle
 from famfs_server.fuse.mountapi import DetachedMount
 from famfs_server.fuse.session import Session, SessionRecord
 from famfs_server.omf import layout
@@ -83,6 +87,7 @@ class Supervisor:
             )
             try:
                 served, agreed = self._start_worker(session, mount)
+                self._register(fuse, agreed)
                 self._probe(fuse, mount)
                 device_number = mount.device
                 keepalive = self._start_reaper(fuse, mount, device_number)
@@ -218,6 +223,21 @@ class Supervisor:
                     raise MountError("interrupted before the mount was complete")
         finally:
             os.close(hear)
+
+    def _register(self, fuse: int, agreed: Negotiated) -> None:
+        """Hand the device to a kernel that wants it pushed, before any file can be opened (protocol 2.1).
+
+        A refusal spoils the slot for the whole connection, so it fails the mount (protocol 3.3).
+        """
+        dialect = agreed.decision.dialect
+        if dialect is None or dialect.push_ioctl is None:
+            return
+        try:
+            result = fcntl.ioctl(fuse, dialect.push_ioctl, BACKING_MAP.pack(self.device.fd, 0, 0))
+        except OSError as error:
+            settle((dialect,), -(error.errno or errno.EIO))
+        else:
+            log.debug("the kernel took %s as device 0: %r", self.device.path, result)
 
     def _probe(self, fuse: int, mount: DetachedMount) -> None:
         """Open a file through the detached mount, as the first user will (findings 1.1).

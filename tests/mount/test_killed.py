@@ -150,7 +150,12 @@ def tracing(target: int, *options: str) -> Iterator[None]:
         yield
     finally:
         strace.send_signal(signal.SIGINT)
-        strace.wait(10)
+        try:
+            strace.wait(1)
+        except subprocess.TimeoutExpired:
+            # It waits for ever for a killed process whose other threads it has stopped; without it they go on.
+            strace.kill()
+            strace.wait(10)
 
 
 def record(stage: Stage, role: Role) -> list[tuple[str, int]]:
