@@ -83,7 +83,7 @@ def run(steps: Iterator[Step], target: Target) -> None:
 
 
 def append_steps(first_index: int, entries: Sequence[bytes]) -> Iterator[Step]:
-    """Append `entries` (544 bytes each, already numbered from `first_index`) to the log.
+    """Append `entries` (544 bytes each or several in a row, already numbered from `first_index`) to the log.
 
     The entries are settled in memory before the counters say that they exist, so another host sees either
     nothing or whole entries; `next_seqnum` goes first because readers trust `next_index` alone.
@@ -93,7 +93,7 @@ def append_steps(first_index: int, entries: Sequence[bytes]) -> Iterator[Step]:
     yield Store(offset, data)
     yield WriteBack(offset, len(data))
     yield Fence()
-    yield from counter_steps(first_index + len(entries))
+    yield from counter_steps(first_index + len(data) // layout.LOG_ENTRY_SIZE)
 
 
 def counter_steps(next_index: int) -> Iterator[Step]:

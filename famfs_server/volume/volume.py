@@ -323,7 +323,7 @@ class Volume:
         """
         with self.lock:
             self._begin_append(len(files))
-            self._places([new.path for new in files])
+            places = self._places([new.path for new in files])
             maps: list[Fmap] = []
             try:
                 for new in files:
@@ -333,7 +333,7 @@ class Volume:
                 for new, fmap in zip(files, maps, strict=True):
                     for extent in fmap_arithmetic.runs(fmap, 0, whole_pages(new.size)):
                         self.zero(extent)
-                return self.log_files(files, maps)
+                return self._log_files(files, maps, places)
             except BaseException:
                 for fmap in maps:
                     self.space.free_again(fmap)
@@ -342,13 +342,18 @@ class Volume:
     def log_files(self, files: Sequence[NewFile], maps: Sequence[Fmap]) -> list[int]:
         """Log files whose space is allocated already; their nodeids. Raises the errors of `create_many`."""
         with self.lock:
+            return self._log_files(files, maps, self._places([new.path for new in files]))
+
+    def _log_files(
+        self, files: Sequence[NewFile], maps: Sequence[Fmap], places: Sequence[tuple[int, bytes]]
+    ) -> list[int]:
+        with self.lock:
             first = self._begin_append(len(files))
-            places = self._places([new.path for new in files])
-            entries = [
-                log.build_file(index, new.path, size=new.size, mode=new.mode, uid=new.uid, gid=new.gid, fmap=fmap)
-                for index, (new, fmap) in enumerate(zip(files, maps, strict=True), first)
+            records = [
+                log.FileRecord(new.path, new.size, new.mode, new.uid, new.gid, fmap)
+                for new, fmap in zip(files, maps, strict=True)
             ]
-            append.run(append.append_steps(first, entries), self._memory)
+            append.run(append.append_steps(first, [log.build_files(first, records)]), self._memory)
             return [
                 self._enter(index, place, S_IFREG | new.mode & 0o7777, new.uid, new.gid, new.size, fmap)
                 for index, (new, place, fmap) in enumerate(zip(files, places, maps, strict=True), first)
@@ -414,6 +419,8 @@ class Volume:
 
     def _places(self, paths: Sequence[bytes]) -> list[tuple[int, bytes]]:
         """Parent nodeid and name for each of the new paths."""
+        tree, promised = self.namespace, self.promised
+        parents: dict[bytes, int] = {}
         seen: set[bytes] = set()
         places = []
         for path in paths:
@@ -421,16 +428,21 @@ class Volume:
             if normalise(path) != (path, Fault.NONE):
                 raise PathError(f"{path.decode(errors='replace')}: not a plain path below the mount point")
             head, _, name = path.rpartition(b"/")
-            parent = self.namespace.resolve(head)
-            if not parent:
-                raise NoSuchPathError(f"{head.decode(errors='replace')}: no such directory")
-            if not self.namespace.is_directory(parent):
-                raise NotADirectoryPathError(f"{head.decode(errors='replace')} is not a directory")
-            if path in seen or (parent, name) in self.promised or self.namespace.lookup(parent, name):
+            parent = parents.get(head) or parents.setdefault(head, self._directory(head))
+            if path in seen or (parent, name) in promised or tree.lookup(parent, name):
                 raise ExistsError(f"{path.decode(errors='replace')} exists already")
             seen.add(path)
             places.append((parent, name))
         return places
+
+    def _directory(self, path: bytes) -> int:
+        """The nodeid of a directory that must exist."""
+        nodeid = self.namespace.resolve(path)
+        if not nodeid:
+            raise NoSuchPathError(f"{path.decode(errors='replace')}: no such directory")
+        if not self.namespace.is_directory(nodeid):
+            raise NotADirectoryPathError(f"{path.decode(errors='replace')} is not a directory")
+        return nodeid
 
     def _enter(self, index: int, place: tuple[int, bytes], mode: int, uid: int, gid: int, size: int, fmap: Fmap) -> int:
         """Show what has just been appended, without reading it back."""
