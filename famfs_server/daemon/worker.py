@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 Message = dict[str, str | int | list[str]]
 
 
+SWITCH_SECONDS = 5e-5
 BEAT_SECONDS = 1.0
 """How often the control plane shows that it is alive."""
 
@@ -69,6 +71,8 @@ def run(assignment: Assignment) -> int:
     {"error": line, "status": number}.
     """
     prctl.set_name("famfs-worker")
+    # A control plane that computes must give the interpreter back soon: requests wait for it (decisions 6).
+    sys.setswitchinterval(SWITCH_SECONDS)
     # The supervisor unmounts; a signal meant for it, sent to the whole group, must not stop the service before.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
