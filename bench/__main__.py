@@ -68,7 +68,7 @@ def main() -> None:
     # A file or a pipe has no width; the widest table has seven columns.
     console = Console() if sys.stdout.isatty() else Console(width=130)
     progress = Console(stderr=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
         if os.geteuid() or not os.path.exists("/dev/fuse"):

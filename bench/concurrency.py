@@ -63,7 +63,7 @@ def _share(plan: Plan, contender: Contender, action: str, parts: list[list[str]]
 
 
 def _slow_work(plan: Plan) -> None:
-    """Requests one after the other: first alone, then while another host's files are replayed and the control plane is
+    """Reads one after the other: first alone, then while another host's files are replayed and the control plane is
     kept busy."""
     added = 5_000 if plan.quick else 100_000
     first = images.tree_paths(_SHOWN)
@@ -78,7 +78,7 @@ def _slow_work(plan: Plan) -> None:
 
 
 def _one_disturbance(plan: Plan, root: Path, image: Path, before: int, added: int) -> None:
-    measured = plan.site.client("latency", root).wait_ready()
+    measured = plan.site.client("latency", root, file=_SHOWN.file_names[0]).wait_ready()
     following = plan.site.client("follow", root, entries=added, patience=PATIENCE).wait_ready()
     busy = _control_plane(plan, root).wait_ready()
     measured.go()

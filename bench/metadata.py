@@ -11,7 +11,7 @@ from bench.trees import Tree
 SECTION = "metadata"
 ACTIONS = {"stat": "cold stat", "open": "open+close", "scandir": "scandir", "listing": "scandir and stat"}
 _ON_DIRECTORIES = ("scandir", "listing")
-NAMES_MEASURED = 30_000
+NAMES_MEASURED = 15_000
 """Of a larger tree that many names, chosen at random for each sample, are used; the listing is always complete."""
 
 

@@ -85,8 +85,9 @@ def _print(subject: str, profile: dict[str, Any], console: Console) -> None:
         functions.add_row(f"{each['inclusive']:.1%}", f"{each['alone']:.1%}", escape(each["name"]))
     console.print(functions)
     lines = Table(title="lines", title_justify="left")
-    for heading in ("share", "place", ""):
-        lines.add_column(heading, no_wrap=True)
+    lines.add_column("share", justify="right", min_width=6)
+    lines.add_column("place", min_width=20)
+    lines.add_column("", no_wrap=True)
     for each in profile["lines"]:
         lines.add_row(f"{each['share']:.1%}", escape(each["place"]), escape(each["text"]))
     console.print(lines)

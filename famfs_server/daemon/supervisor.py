@@ -216,7 +216,9 @@ class Supervisor:
                         message = json.loads(line)
                         if "error" in message:
                             raise _failure(message["error"], message["status"])
-                        return pid, worker.negotiated(message)
+                        # It may have said so and died: nobody hears of its death again.
+                        if pid not in ended:
+                            return pid, worker.negotiated(message)
                 if pid in ended:
                     raise MountError(f"the serving process ended with status {ended[pid]} before it could serve")
                 if signals & {*_STOP}:
@@ -423,10 +425,14 @@ def _is_mounted(mount_point: str, device_number: int) -> bool:
 
 
 def _detach(mount_point: str, device_number: int) -> None:
-    """Take the mount away if it is still there, and no other one that came to the same place."""
+    """Take the mount away if it is still there, and no other one that came to the same place.
+
+    Nobody serves it any more. Its requests are ended first: a notification that waits for one of them keeps
+    /dev/fuse open, and with it the connection.
+    """
     try:
         if _is_mounted(mount_point, device_number):
-            mountapi.unmount(mount_point, lazy=True)
+            mountapi.unmount(mount_point, lazy=True, force=True)
     except (OSError, MountError) as error:
         log.error("cannot detach %s: %s", mount_point, error)
 

@@ -25,6 +25,7 @@ from famfs_server.fuse.abi import InitFlag
 from famfs_server.fuse.channel import Channel
 from famfs_server.fuse.dialects import Decision, Evidence, by_name, decide, kallsyms_evidence, probe_push_ioctl
 from famfs_server.fuse.filesystem import DAY, FileSystem, Settings
+from famfs_server.fuse.notifier import Notifier, send_all
 from famfs_server.fuse.operations import FamfsOperations
 from famfs_server.fuse.session import Session
 from famfs_server.volume.volume import Volume
@@ -139,9 +140,29 @@ def _serve(assignment: Assignment) -> int:
     filesystem = FileSystem(volume, settings)
     privileges.drop_all()
     prctl.set_pdeathsig(signal.SIGKILL)
+    filesystem.notify = _start_notifier(assignment).put
     pyfuse3.init(FamfsOperations(filesystem), f"/dev/fd/{channel.libfuse_end.fileno()}", {"fsname=famfs"})
     trio.run(_main, assignment, filesystem, channel, decision)
     return 0
+
+
+def _start_notifier(assignment: Assignment) -> Notifier:
+    """Fork the process that writes notifications, before there is any thread. It ends with the worker, unless it is
+    waiting in the kernel just then; the next worker's answers release it."""
+    source, sink = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            prctl.set_name("famfs-notifier")
+            prctl.set_pdeathsig(signal.SIGKILL)
+            os.close(sink)
+            if assignment.background:
+                leave_terminal()
+            send_all(source, assignment.session.fuse)
+        finally:
+            os._exit(0)
+    os.close(source)
+    return Notifier(sink)
 
 
 async def _main(

@@ -16,7 +16,6 @@ from famfs_server.fuse import abi, negotiation
 from famfs_server.fuse.dialects import Decision, InitRequest
 from famfs_server.fuse.filesystem import FileSystem
 from famfs_server.fuse.fmap_replies import FmapReplies
-from famfs_server.fuse.notifier import Notifier
 from famfs_server.fuse.requests import RequestPlane
 from famfs_server.fuse.session import BUFFER, Session
 
@@ -65,7 +64,6 @@ class Channel:
         """
         request = negotiation.parse_init_request(self.init)
         maps = FmapReplies(filesystem, decision.candidates, devices) if decision.candidates else None
-        filesystem.notify = Notifier(self.fuse).put
         self.plane = RequestPlane(filesystem, self.session, fast=fast, maps=maps)
         self._our_end.send(negotiation.mask_for_libfuse(self.init))
         threading.Thread(target=self._replies, args=(request, decision), name="replies", daemon=True).start()

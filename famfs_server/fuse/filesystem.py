@@ -302,8 +302,13 @@ class FileSystem:
         if nodeid < FIRST_PROVISIONAL:
             return
         self.made.released(nodeid)
+        self.released(nodeid)
+
+    def released(self, nodeid: int) -> None:
+        """What comes after a close, also one that a dead worker has counted and not finished."""
+        self.made.settle(nodeid)
         row = self.made.row(nodeid)
-        if row and row < self.namespace.published and not self.made.is_open(nodeid):
+        if row and row < self.namespace.published and not self.made.opens(nodeid):
             # The kernel will look the name up again, under the nodeid that the log gives it, and keep that for long.
             self.notify(inval_entry(self.namespace.parent[row], self.namespace.name(row)))
 
@@ -359,12 +364,17 @@ class FileSystem:
         return self.volume.mkdir(self._new_path(parent, name), mode & 0o7777, uid, gid)
 
     def create(self, parent: int, name: bytes, flags: int, mode: int, uid: int, gid: int) -> tuple[int, int]:
-        """Make a file that is not logged yet, or open one that somebody made meanwhile; its nodeid and FOPEN flags."""
+        """Make a file that is not logged yet, or open one that somebody made meanwhile; its nodeid and FOPEN flags.
+
+        The kernel counts as given the nodeid.
+        """
         path = self._new_path(parent, name)
         if node := self.lookup(parent, name):
             if flags & os.O_EXCL:
                 raise refusal(errno.EEXIST)
-            return node, self.open(node, flags)
+            answer = self.open(node, flags)
+            self.remember(node)
+            return node, answer
         log.debug("%s is made", os.fsdecode(path))
         return self.made.create(parent, name, mode, uid, gid), self.open_flags | OpenFlag.DIRECT_IO
 

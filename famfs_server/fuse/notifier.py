@@ -1,43 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications to the kernel, written by one thread of their own (decisions 10).
+"""Notifications to the kernel, written by a process of their own (decisions 10).
 
-The kernel may make the writer of a notification wait for a lock that is held by a request, so no plane that answers
-requests may ever write one itself.
+The kernel may make the writer of a notification wait for a lock that a request holds, and nothing but the answer to
+that request ends the wait, not even SIGKILL. A process with such a thread does not end when it is killed, so nobody
+could take its place and answer. So the writer is neither a plane that answers requests nor in the same process.
 """
 
 import errno
+import fcntl
 import logging
 import os
-import queue
-import threading
+
+from famfs_server.fuse import abi
 
 log = logging.getLogger(__name__)
 
-_ROOM = 4096
+_ROOM = 1 << 20
+"""Bytes of notifications on their way: what a pipe may hold without privileges."""
 
 
 class Notifier:
-    """Sends notifications on the descriptor `fuse`, in order, some time later."""
+    """Hands notifications to the process at the other end of a pipe, which sends them in order, some time later."""
 
-    def __init__(self, fuse: int) -> None:
-        self._fuse = fuse
-        self._queue: queue.Queue[bytes] = queue.Queue(_ROOM)
+    def __init__(self, sink: int) -> None:
+        """`sink` is the pipe's end to write to."""
+        self._sink = sink
+        os.set_blocking(sink, False)
+        try:
+            fcntl.fcntl(sink, fcntl.F_SETPIPE_SZ, _ROOM)
+        except PermissionError:
+            log.debug("the pipe for notifications stays small: its owner has many")
         self.dropped = 0
         """Notifications that found no room; each is a hint that the kernel can do without."""
-        threading.Thread(target=self._send, name="notifier", daemon=True).start()
 
     def put(self, notification: bytes) -> None:
         """Queue a notification (`abi.inval_entry` and its like); never waits."""
         try:
-            self._queue.put_nowait(notification)
-        except queue.Full:
+            os.write(self._sink, notification)
+        except (BlockingIOError, BrokenPipeError):
             self.dropped += 1
 
-    def _send(self) -> None:
-        while True:
-            notification = self._queue.get()
+
+def send_all(source: int, fuse: int) -> None:
+    """Send what comes out of the pipe `source` to the kernel, until its other end is closed or the mount has ended."""
+    data = b""
+    while more := os.read(source, 1 << 16):
+        data += more
+        while len(data) >= abi.OUT_HEADER.size:
+            length, _, _ = abi.OUT_HEADER.unpack_from(data)
+            if len(data) < length:
+                break
+            notification, data = data[:length], data[length:]
             try:
-                os.write(self._fuse, notification)
+                os.write(fuse, notification)
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     return

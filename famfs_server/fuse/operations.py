@@ -217,7 +217,6 @@ class FamfsOperations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         node, answer = self._fs.create(parent_inode, name, flags, mode & ~ctx.umask, ctx.uid, ctx.gid)
-        self._fs.remember(node)
         info = FileInfo(fh=FileHandleT(node), direct_io=bool(answer & OpenFlag.DIRECT_IO))
         return info, self._entry(InodeT(node))
 

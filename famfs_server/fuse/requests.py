@@ -269,7 +269,6 @@ class RequestPlane:
         _, _, _, _, uid, gid, _, _ = abi.IN_HEADER.unpack_from(self._buffer)
         name = self._name(_BODY + abi.CREATE_IN.size, length)
         node, answer = self._fs.create(nodeid, name, flags, mode & ~umask, uid, gid)
-        self._fs.remember(node)
         self._created(unique, node, answer)
 
     def _created(self, unique: int, node: int, answer: int) -> None:
@@ -281,39 +280,42 @@ class RequestPlane:
     def _made_before(self, opcode: int, unique: int, nodeid: int, length: int) -> Handler | None:
         """How to answer a MKDIR or CREATE that a dead worker has carried out already; nothing for any other
         (decisions 15)."""
-        if not unique & abi.UNIQUE_RESEND:
+        began = self._record.noted_change(unique) if unique & abi.UNIQUE_RESEND else None
+        if began is None:
             self._record.note_change(unique, self._tree.replayed)
             return None
-        began = self._record.noted_change(unique)
         name = bytes(self._view[_BODY + _MAKING[opcode] : length - 1])
-        if began is None:
-            return None
         if opcode == Opcode.CREATE:
             node = self._fs.made.find(nodeid, name)
             return (lambda *_: self._created(unique, node, OpenFlag.DIRECT_IO)) if node else None
         node = self._tree.lookup(nodeid, name)
         return (lambda *_: self._entry(unique, node)) if node and ns.index_of(node) >= began else None
 
-    def _is_first(self, unique: int) -> bool:
-        """Whether no worker before has counted this OPEN or RELEASE."""
-        if unique & abi.UNIQUE_RESEND and self._record.noted_change(unique) is not None:
-            return False
-        self._record.note_change(unique, self._tree.replayed)
-        return True
+    def _is_counted(self, unique: int, nodeid: int) -> bool:
+        """Whether a worker before has counted this OPEN or RELEASE: it has noted how many opens there were before."""
+        opens = self._fs.made.opens(nodeid)
+        noted = self._record.noted_change(unique) if unique & abi.UNIQUE_RESEND else None
+        if noted is not None:
+            return noted != opens
+        self._record.note_change(unique, opens)
+        return False
 
     # -- files ----------------------------------------------------------------------------------
 
     def _open(self, unique: int, nodeid: int, length: int) -> None:
         flags, _ = abi.OPEN_IN.unpack_from(self._buffer, _BODY)
-        if nodeid >= FIRST_PROVISIONAL and not self._is_first(unique):
+        if nodeid >= FIRST_PROVISIONAL and self._is_counted(unique, nodeid):
             answer = int(OpenFlag.DIRECT_IO)
         else:
             answer = self._fs.open(nodeid, flags)
         reply(self._fuse, abi.OPEN_REPLY.pack(32, 0, unique, 0, answer, 0))
 
     def _release(self, unique: int, nodeid: int, length: int) -> None:
-        if nodeid >= FIRST_PROVISIONAL and self._is_first(unique):
-            self._fs.release(nodeid)
+        if nodeid >= FIRST_PROVISIONAL:
+            if self._is_counted(unique, nodeid):
+                self._fs.released(nodeid)
+            else:
+                self._fs.release(nodeid)
         self._nothing(unique, nodeid, length)
 
     def _fallocate(self, unique: int, nodeid: int, length: int) -> None:

@@ -69,15 +69,16 @@ class SessionRecord:
         """The control plane is alive."""
         self._words[_BEAT] += 1
 
-    def note_change(self, unique: int, next_index: int) -> None:
-        """Before a request that may append to the log is served: where the log ended (decisions 15)."""
+    def note_change(self, unique: int, before: int) -> None:
+        """Before a request that changes something is served: how it was before, as a number that tells whether it has
+        been served: where the log ended, or how often a file was open (decisions 15)."""
         unique &= ~abi.UNIQUE_RESEND
         slot = _RING_AT + 2 * (unique // 2 % _RING)
-        self._words[slot + 1] = next_index
+        self._words[slot + 1] = before
         self._words[slot] = unique
 
     def noted_change(self, unique: int) -> int | None:
-        """Where the log ended when the request was served first, if it was."""
+        """What was noted when the request was served first, if it was."""
         unique &= ~abi.UNIQUE_RESEND
         slot = _RING_AT + 2 * (unique // 2 % _RING)
         return self._words[slot + 1] if self._words[slot] == unique else None

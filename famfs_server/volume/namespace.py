@@ -37,7 +37,7 @@ PROVISIONAL_ROWS = 1 << 14
 """Rows behind those of the log, for files that are not logged yet (volume/provisional.py)."""
 _SPREAD = 0x9E3779B1
 _HEADER_WORDS = 8
-_IDENTITY, _PUBLISHED, _NAMES_USED, _EXTENTS_USED, _STARTED, _LOCAL_CHANGES = range(6)
+_IDENTITY, _PUBLISHED, _NAMES_USED, _EXTENTS_USED, _STARTED, _LOCAL_CHANGES, _MADE = range(7)
 
 EXTENT = np.dtype([("device", "<u4"), ("reserved", "<u4"), ("offset", "<u8"), ("length", "<u8")])
 """Laid out like the kernel's simple extent (protocol 1.3), so that a map is a copy of rows."""
@@ -206,6 +206,15 @@ class Namespace:
     def local_changes(self, count: int) -> None:
         self._header[_LOCAL_CHANGES] = count
 
+    @property
+    def made(self) -> int:
+        """How many provisional files there have been; no two of one mount may have the same nodeid."""
+        return self._header[_MADE]
+
+    @made.setter
+    def made(self, count: int) -> None:
+        self._header[_MADE] = count
+
     def publish(self, nodeid: int) -> None:
         """Say that every entry below `nodeid` has been dealt with."""
         self._header[_PUBLISHED] = nodeid
@@ -313,6 +322,12 @@ class Namespace:
         self.extents[place] = (0, 0, offset, length)
         self.extent_start[row] = place
         self.extent_count[row] = 1 if length else 0
+
+    def set_provisional_name(self, row: int, name: bytes) -> None:
+        """Store the name of a provisional row, which has its own place: many of them may come and go."""
+        place = self._names_at + row * layout.PATH_FIELD
+        self._map[place : place + len(name)] = name
+        self.name_offset[row], self.name_length[row] = place, len(name)
 
     def reserving_rows(self) -> list[int]:
         """The provisional rows that have space."""

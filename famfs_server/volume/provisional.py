@@ -38,18 +38,23 @@ class Provisional:
         self._tree = tree = volume.namespace
         self._base = tree.provisional_row
         self._lock = volume.lock
-        self._next = FIRST_PROVISIONAL
         self._by_name = volume.promised
         self.aliases: dict[int, int] = {}
         """Logged nodeid to the provisional one that the kernel still knows it by."""
         for slot in np.flatnonzero(np.frombuffer(tree.serial, np.uint64)).tolist():
-            nodeid = tree.serial[slot]
-            self._next = max(self._next, nodeid + 1)
-            if logged := tree.logged[slot]:
+            nodeid, row = tree.serial[slot], self._base + slot
+            if not tree.logged[slot] and (logged := self._found_in_log(row)):
+                self._became(slot, logged)
+            elif logged := tree.logged[slot]:
                 self.aliases[logged] = nodeid
-            else:
-                row = self._base + slot
+            elif tree.mode[row]:
                 self._by_name[tree.parent[row], tree.name(row)] = nodeid
+
+    def _found_in_log(self, row: int) -> int:
+        """The nodeid of the logged file that has the row's name and space, or 0: its worker died before it said so."""
+        tree = self._tree
+        logged = tree.lookup(tree.parent[row], tree.name(row)) if tree.extent_count[row] else 0
+        return logged if logged and tree.first_extent(logged, 0, 0) == tree.first_extent(row, 0, 0) else 0
 
     # -- looking up -----------------------------------------------------------------------------
 
@@ -74,9 +79,10 @@ class Provisional:
         """Whether the file is in the log."""
         return self._tree.logged[nodeid % PROVISIONAL_ROWS] != 0
 
-    def is_open(self, nodeid: int) -> bool:
-        """Whether anybody has the file open under its provisional nodeid."""
-        return self._tree.opens[nodeid % PROVISIONAL_ROWS] != 0
+    def opens(self, nodeid: int) -> int:
+        """How often the file is open under its provisional nodeid."""
+        slot = nodeid % PROVISIONAL_ROWS
+        return self._tree.opens[slot] if self._tree.serial[slot] == nodeid else 0
 
     # -- what the kernel remembers --------------------------------------------------------------
 
@@ -98,12 +104,18 @@ class Provisional:
 
     def released(self, nodeid: int) -> None:
         """One open less; with the last one the file is logged, or dropped if it is empty."""
+        with self._lock:
+            if self.opens(nodeid):
+                self._tree.opens[nodeid % PROVISIONAL_ROWS] -= 1
+            self.settle(nodeid)
+
+    def settle(self, nodeid: int) -> None:
+        """Log a file that nobody has open any more, or drop it if it is empty. May be done again."""
         slot = nodeid % PROVISIONAL_ROWS
         tree = self._tree
         with self._lock:
-            if tree.serial[slot] != nodeid or not tree.opens[slot]:
+            if tree.serial[slot] != nodeid:
                 return
-            tree.opens[slot] -= 1
             if tree.opens[slot] == 0 and not tree.logged[slot]:
                 try:
                     self.log(nodeid)
@@ -118,7 +130,7 @@ class Provisional:
     # -- making and growing ---------------------------------------------------------------------
 
     def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> int:
-        """A new, empty file that is open once; its nodeid.
+        """A new, empty file that is open once and has been given to the kernel once; its nodeid.
 
         Raises ExistsError, NoSpaceError when too many are open, or what an append would raise now.
         """
@@ -127,12 +139,11 @@ class Provisional:
             self._volume.require_append(1 + len(self._by_name))
             if (parent, name) in self._by_name or tree.lookup(parent, name):
                 raise ExistsError(f"{os.fsdecode(name)} exists already")
-            nodeid = next(
-                (n for n in range(self._next, self._next + PROVISIONAL_ROWS) if not tree.serial[self._slot(n)]), 0
-            )
+            first = FIRST_PROVISIONAL + tree.made
+            nodeid = next((n for n in range(first, first + PROVISIONAL_ROWS) if not tree.serial[self._slot(n)]), 0)
             if not nodeid:
                 raise NoSpaceError(f"{PROVISIONAL_ROWS} new files are open already; close some of them first")
-            self._next = nodeid + 1
+            tree.made = nodeid + 1 - FIRST_PROVISIONAL
             slot = nodeid % PROVISIONAL_ROWS
             row = self._base + slot
             tree.mode[row] = S_IFREG | mode & 0o7777
@@ -140,8 +151,8 @@ class Provisional:
             tree.size[row] = 0
             tree.atime[row] = tree.mtime[row] = tree.ctime[row] = 0
             tree.set_provisional_extent(row, 0, 0)
-            tree.name_offset[row], tree.name_length[row] = tree.store_names(name), len(name)
-            tree.lookups[slot], tree.opens[slot], tree.logged[slot] = 0, 1, 0
+            tree.set_provisional_name(row, name)
+            tree.lookups[slot], tree.opens[slot], tree.logged[slot] = 1, 1, 0
             tree.serial[slot] = nodeid
             self._by_name[parent, name] = nodeid
             return nodeid
@@ -195,14 +206,17 @@ class Provisional:
             except BaseException:
                 self._by_name[name] = nodeid
                 raise
-            tree.atime[logged], tree.mtime[logged], tree.ctime[logged] = (
-                tree.atime[row],
-                tree.mtime[row],
-                tree.ctime[row],
-            )
-            tree.logged[slot] = logged
-            tree.set_provisional_extent(row, 0, 0)
-            self.aliases[logged] = nodeid
+            self._became(slot, logged)
+
+    def _became(self, slot: int, logged: int) -> None:
+        """The log knows the file by the nodeid `logged` from now on."""
+        row = self._base + slot
+        tree = self._tree
+        for column in (tree.atime, tree.mtime, tree.ctime):
+            column[logged] = column[row]
+        tree.logged[slot] = logged
+        tree.set_provisional_extent(row, 0, 0)
+        self.aliases[logged] = tree.serial[slot]
 
     # -- space ----------------------------------------------------------------------------------
 

@@ -204,9 +204,11 @@ class Space:
         if self._usable is self._owned:
             self._usable = [runs.copy() for runs in self._owned]
         if device < len(self._usable):
-            runs = self._usable[device]
-            if runs.start <= offset < runs.end:
-                runs.occupy(offset, min(length, runs.end - offset))
+            runs, unit = self._usable[device], self.alloc_unit
+            if length and runs.start <= offset < runs.end:
+                # Whole units, wherever the entry says it begins: what is left must stay fit for allocation.
+                start, end = offset // unit * unit, -(-(offset + length) // unit) * unit
+                runs.occupy(start, min(end, runs.end) - start)
 
     @property
     def free(self) -> int:

@@ -132,8 +132,10 @@ class Volume:
         else:
             self.namespace, self._space, self._replay = self._start(resumed, bulk=True)
             self._settled = False
-        if resumed is None or header.next_index != resumed.replayed:
+        if resumed is None:
             self._load(header.next_index)
+        elif header.next_index != resumed.replayed:
+            self._resume(header.next_index)
 
     def _header(self) -> log.LogHeader:
         try:
@@ -176,10 +178,19 @@ class Volume:
 
     def _settle(self) -> None:
         if not self._settled:
-            self._load(self.namespace.replayed)
-            tree = self.namespace
-            for nodeid in tree.reserving_rows():
-                self._space.own(tree.fmap(nodeid).extents)
+            self._resume(self.namespace.replayed)
+
+    def _resume(self, end: int) -> None:
+        """Build the space map of a namespace that was taken over, and replay what the log has gained since.
+
+        The files that are not logged come last: the predecessor may have logged one of them and died.
+        """
+        self._load(self.namespace.replayed)
+        for stop in self._replay.run(self._memory, end):
+            self.stop = stop
+        tree = self.namespace
+        for nodeid in tree.reserving_rows():
+            self._space.own(tree.fmap(nodeid).extents)
 
     def close(self) -> None:
         """Let go of the namespace. The devices' memory belongs to whoever mapped it."""

@@ -2,6 +2,8 @@
 """Fixtures of the mount tier: a site for each test, and the proof that the test left nothing behind."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from harness import Site, succeed, wait_for
 
 FOLDER = Path(__file__).parent
 UNABLE = "needs root and /dev/fuse"
+MEMORY_NEEDED = 1 << 30
+"""Bytes that the tests of this folder may use of a device."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,3 +60,12 @@ def site(tmp_path: Path, connections: Path) -> Iterator[Site]:
 def shared_site(tmp_path_factory: pytest.TempPathFactory, connections: Path) -> Iterator[Site]:
     """A corner of the machine for the tests of one module."""
     yield from use(Site(tmp_path_factory.mktemp("site"), connections))
+
+
+@pytest.fixture
+def memory_folder() -> Iterator[Path]:
+    """A folder for devices in memory where there is room: page faults of sparse files on a disk take milliseconds."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > MEMORY_NEEDED
+    with tempfile.TemporaryDirectory(prefix="famfs-test-", dir=memory if roomy else None) as folder:
+        yield Path(folder)

@@ -47,7 +47,9 @@ def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 def serve(assignment, serve=worker.run):
-    stop()
+    # Not a successor: it is to serve.
+    if assignment.takeover is None:
+        stop()
     return serve(assignment)
 
 for line in sys.stdin:
@@ -117,7 +119,7 @@ def state(pid: int) -> str:
     """The state of a process as in ps."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return "gone"
 
 
@@ -140,22 +142,17 @@ def stage(site: Site) -> Iterator[Stage]:
 
 
 @contextmanager
-def tracing(target: int, *options: str) -> Iterator[None]:
+def tracing(target: int, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Trace a stopped process and let it go on; at the end it is on its own again."""
     strace = subprocess.Popen(["strace", "-qq", "-p", str(target), *options], stderr=subprocess.DEVNULL)
     try:
         traced = Path(f"/proc/{target}/status")
         assert wait_for(lambda: "TracerPid:\t0\n" not in traced.read_text(), 10)
         os.kill(target, signal.SIGCONT)
-        yield
+        yield strace
     finally:
         strace.send_signal(signal.SIGINT)
-        try:
-            strace.wait(1)
-        except subprocess.TimeoutExpired:
-            # It waits for ever for a killed process whose other threads it has stopped; without it they go on.
-            strace.kill()
-            strace.wait(10)
+        strace.wait(10)
 
 
 def record(stage: Stage, role: Role) -> list[tuple[str, int]]:
@@ -191,11 +188,14 @@ def kill_at(stage: Stage, role: Role, call: str, when: int) -> bool:
     follow = ["-f"] if role == "worker" else []
     target = stage.start(role)
     inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}", "-o", os.devnull]
-    with tracing(target, *follow, *inject):
+    with tracing(target, *follow, *inject) as strace:
         status = None
         deadline = time.monotonic() + 20
         while status is None and not (stage.mounted and state(target) != "gone"):
             status = stage.readline(0.02)
+            if state(target) == "Z":
+                # strace waits for ever for a killed process whose other threads it has stopped: they never end.
+                strace.kill()
             assert time.monotonic() < deadline, f"{role} {call} {when}: neither mounted nor over"
     if status is None:
         status = stage.readline(0.05)
@@ -217,8 +217,7 @@ def clean(stage: Stage, before: set[str]) -> bool:
     assert wait_for(lambda: not stage.mounted, 5), "a mount is left"
     assert wait_for(lambda: not stage.processes(), 5), f"left: {stage.processes()}"
     assert wait_for(lambda: hidden_connections(stage.site.connections) <= before, 10), "a connection is left"
-    for path in stage.site.host().run_directory.iterdir():
-        path.rmdir()
+    stage.site.clear_run_directories()
     return True
 
 
@@ -249,5 +248,4 @@ def test_the_command_says_so_when_the_server_is_killed(site: Site, call: str, wh
     assert len(done.stderr.splitlines()) == 1
     assert wait_for(lambda: not site.mounts() and not site.processes(), 5)
     assert wait_for(lambda: hidden_connections(site.connections) <= before, 10)
-    for path in host.run_directory.iterdir():
-        path.rmdir()
+    site.clear_run_directories()

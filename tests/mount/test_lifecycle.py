@@ -178,8 +178,7 @@ def test_killed_supervisor_is_cleared_away_by_the_reaper(site: Site, device: Pat
         assert wait_for(lambda: not mount.attached, 5)
         assert wait_for(lambda: not mount.host_processes(), 5)
     assert wait_for(lambda: not mount.connected, 5)
-    for path in mount.host.run_directory.iterdir():
-        path.rmdir()
+    site.clear_run_directories()
 
 
 def test_killed_reaper_ends_nothing(site: Site, device: Path) -> None:

@@ -8,6 +8,7 @@ in its folder, so that what is left over can be told from what others do on the 
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -283,6 +284,11 @@ class Site:
             except OSError:
                 continue
         return found
+
+    def clear_run_directories(self) -> None:
+        """Remove what a killed supervisor could not remove; the next mount would use it again."""
+        for path in self.directory.glob("host*/run/*"):
+            shutil.rmtree(path)
 
     def leftovers(self) -> list[str]:
         """What a test must not leave behind."""

@@ -256,6 +256,10 @@ class FakeKernel:
         _, error, _ = OUT_HEADER.unpack_from(answer)
         return -error, answer[OUT_HEADER.size :]
 
+    def answered(self, unique: int) -> bool:
+        """Whether the answer to a request has come, and waits for `receive`."""
+        return self._outstanding[unique] is not None
+
     def call(self, opcode: int, nodeid: int = 0, body: bytes = b"", *, exact: int = 0, most: int = 0) -> bytes:
         """One request: the payload, which must have `exact` bytes, or `most` at most. OSError as the server says."""
         self.require_silence()
@@ -280,11 +284,14 @@ class FakeKernel:
         if also is not None:
             watched.append(also)
         ready = select.select(watched, [], [], seconds)[0]
-        if self._ioctls in ready:
-            self._answer_ioctl()
+        if also in ready:
+            return False
+        # Replies first: what an ioctl may do depends on how INIT was answered.
         if self._fuse in ready:
             self._take(bytes(memoryview(self._buffer)[: self._fuse.recv_into(self._buffer)]))
-        return bool(ready) and also not in ready
+        elif self._ioctls in ready:
+            self._answer_ioctl()
+        return bool(ready)
 
     def require_silence(self, seconds: float = 0) -> None:
         """Take in notifications; anything else that comes without having been asked for is a violation."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real worker, in a process of its own, at the other end of a fake kernel's socket.
+"""The real server, in processes of its own, at the other end of a fake kernel's socket.
 
-Processes are forked from one that has imported everything, as a supervisor forks its workers. What is not real is the
-descriptor, a socket in place of /dev/fuse, and the ioctls on it, which the fake kernel answers through a second socket.
+One process plays the supervisor: it forks the worker and registers the device as a supervisor does, but makes no mount.
+What is not real is the descriptor, a socket in place of /dev/fuse, and the ioctls on it, which the fake kernel answers
+through a second socket.
 """
 
 import fcntl
@@ -20,7 +21,9 @@ from uuid import UUID
 
 from famfs_server.daemon import worker
 from famfs_server.daemon.options import parse_options
+from famfs_server.daemon.supervisor import Supervisor
 from famfs_server.dax.device import DaxDevice, Mode
+from famfs_server.errors import FamfsError
 from famfs_server.fuse.session import Session
 from tests.twin.kernel import PUSH_ARGUMENT, Device, FakeKernel
 from tests.twin.maps import Dialect, TwinViolation
@@ -41,36 +44,58 @@ def serve(
     words: Sequence[str],
     host: UUID | None,
     log: str,
+    push: bool,
 ) -> None:
-    """The body of the server's process: a worker as the supervisor starts it."""
+    """The body of the server's process: start a worker, register the device, wait for the worker's end."""
     logging.basicConfig(filename=log, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
     run_directory = Path(log).with_suffix(".run")
     run_directory.mkdir(exist_ok=True)
-    fcntl.ioctl = _forwarding(fuse.fileno(), ioctls)  # type: ignore[assignment]
+    fcntl.ioctl = _forwarding(fuse.fileno(), ioctls)
     status = 1
     try:
-        options = parse_options(image, "/twin", words)
-        with DaxDevice.open(image) as device:
-            # The fake kernel takes the file for a device in famfs mode, which no real kernel would; the server, which
-            # asks for that mode before it agrees to extent maps, has mapped it before.
-            device.memory()
-            device.mode = Mode.FSDEV
-            assignment = worker.Assignment(
-                options=options,
-                device=device,
-                host=host,
-                session=Session.create(fuse.fileno()),
-                run_directory=run_directory,
-                messages=messages.fileno(),
-                takeover=None,
-                background=False,
-            )
+        device = DaxDevice.open(image)
+        # The fake kernel takes the file for a device in famfs mode, which no real kernel would; the server, which asks
+        # for that mode before it agrees to extent maps, has mapped it before.
+        device.memory()
+        device.mode = Mode.FSDEV
+        supervisor = Supervisor(parse_options(image, "/twin", words), device, host, run_directory, ready=lambda: None)
+        hear, speak = os.pipe()
+        assignment = worker.Assignment(
+            options=supervisor.options,
+            device=device,
+            host=host,
+            session=Session.create(fuse.fileno()),
+            run_directory=run_directory,
+            messages=speak,
+            takeover=None,
+            background=False,
+        )
+        pid = os.fork()
+        if pid == 0:
+            os.close(hear)
             status = worker.run(assignment)
+        else:
+            os.close(speak)
+            if line := os.read(hear, 1 << 16):
+                messages.send(json.dumps(_registered(supervisor, fuse.fileno(), json.loads(line), push)).encode())
+            messages.close()
+            fuse.close()
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except BaseException:
         logging.exception("the server fails")
     finally:
         logging.shutdown()
         os._exit(status)
+
+
+def _registered(supervisor: Supervisor, fuse: int, message: dict[str, Any], push: bool) -> dict[str, Any]:
+    """The worker's message, once the device is registered; an error where the kernel refuses that."""
+    if push and "error" not in message:
+        try:
+            supervisor._register(fuse, worker.negotiated(message))
+        except FamfsError as error:
+            return {"error": str(error), "status": error.exit_status}
+    return message
 
 
 def _forwarding(fuse: int, kernel: socket.socket) -> Callable[..., Any]:
@@ -81,21 +106,13 @@ def _forwarding(fuse: int, kernel: socket.socket) -> Callable[..., Any]:
         if fd != fuse:
             return real(fd, number, argument, mutate)
         descriptor = PUSH_ARGUMENT.unpack(argument)[0]
-        with suppress(OSError):
-            os.fstat(descriptor)
-            socket.send_fds(kernel, [Struct("<I").pack(number) + argument], [descriptor])
-            return _result(kernel, argument)
-        kernel.send(Struct("<I").pack(number) + argument)
-        return _result(kernel, argument)
+        socket.send_fds(kernel, [Struct("<I").pack(number) + argument], [descriptor] if descriptor >= 0 else [])
+        (result,) = Struct("<i").unpack(kernel.recv(4))
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return argument
 
     return ioctl
-
-
-def _result(kernel: socket.socket, argument: bytes) -> bytes:
-    (result,) = Struct("<i").unpack(kernel.recv(4))
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return argument
 
 
 class Refused(Exception):  # noqa: N818 - what the server says, not a failure of the test
@@ -116,7 +133,10 @@ class Twin:
         push: bool = True,
         **kernel: Any,
     ) -> None:
-        """Start the server with the mount options `words` and send INIT; `kernel` goes to FakeKernel."""
+        """Start a server with the mount options `words` and the host's UUID; `kernel` goes to FakeKernel.
+
+        `push` off makes it leave out the registration of its device.
+        """
         ours, theirs = _pair()
         our_ioctls, their_ioctls = _pair()
         self._messages, their_messages = _pair()
@@ -126,10 +146,11 @@ class Twin:
         self.devices = [Device(os.path.realpath(image))] if devices is None else devices
         self.kernel = FakeKernel(ours, dialect, devices=self.devices, ioctls=our_ioctls, **kernel)
         self.data_path = self.reason = ""
-        self._push = push
         self._sockets = (ours, our_ioctls, self._messages)
         self._process = _processes.Process(
-            target=serve, args=(theirs, their_ioctls, their_messages, str(image), words, host, str(self.log_path))
+            target=serve,
+            args=(theirs, their_ioctls, their_messages, str(image), words, host, str(self.log_path), push),
+            daemon=True,
         )
         self._process.start()
         for end in (theirs, their_ioctls, their_messages):
@@ -138,22 +159,17 @@ class Twin:
     def mount(self) -> FakeKernel:
         """Complete INIT and wait until the server says that it serves. Raises Refused."""
         unique = self.kernel.start_init()
+        while not self.kernel.answered(unique) and self.kernel.pump(self.kernel.timeout, self._messages.fileno()):
+            pass
+        if self.kernel.answered(unique):
+            self.kernel.finish_init(unique)
         message = self._message()
         if "error" in message:
             raise Refused(message["error"])
-        self.kernel.finish_init(unique)
+        if not self.kernel.negotiated:
+            self.kernel.finish_init(unique)
         self.reason, self.data_path = str(message["reason"]), str(message["data_path"])
-        if self.kernel.famfs and self.kernel.dialect is not Dialect.PULL and self._push:
-            self.push()
         return self.kernel
-
-    def push(self) -> None:
-        """Register the devices, which is the supervisor's part, while nobody can open a file yet."""
-        for index, device in enumerate(self.devices):
-            with open(device.path, "rb") as file:
-                error = self.kernel.register(index, file.fileno())
-            if error:
-                raise Refused(os.strerror(error))
 
     def _message(self) -> dict[str, Any]:
         while self.kernel.pump(self.kernel.timeout, self._messages.fileno()):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from famfs_server.omf import layout
 from tests.twin import trees
 from tests.twin.kernel import FakeKernel, Inode, OpenFile
 from tests.twin.maps import PMD, Dialect
@@ -22,7 +23,7 @@ SIZE_VALID = 0x48
 def kernel(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeKernel]:
     image = tmp_path / "dax.img"
     trees.empty(image, 4 << 30).close()
-    end = trees.layout.LOG_OFFSET + trees.LOG_LENGTH
+    end = layout.LOG_OFFSET + trees.LOG_LENGTH
     words = (f"dialect={request.param.value}",)
     with mounted(image, request.param, words=words, host=trees.MASTER, metadata_end=end) as kernel:
         yield kernel

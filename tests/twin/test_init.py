@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from famfs_server.omf import layout
 from tests.twin import trees
 from tests.twin.kernel import STOCK, Bit, FakeKernel
 from tests.twin.maps import Dialect
@@ -30,7 +31,7 @@ def mount(twin: Twin) -> FakeKernel:
     assert kernel.famfs == (twin.data_path == "fmap")
     file = kernel.open(kernel.resolve(b".meta/.superblock"))
     assert (file.inode.map is not None) == kernel.famfs
-    assert int.from_bytes(kernel.read(file, 0, 8), "little") == trees.layout.SUPERBLOCK_MAGIC
+    assert int.from_bytes(kernel.read(file, 0, 8), "little") == layout.SUPERBLOCK_MAGIC
     return kernel
 
 

@@ -5,9 +5,10 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -161,7 +162,9 @@ def just(payload: bytes, error: int = 0) -> Answer:
 
 
 @contextmanager
-def liar(image: Path, dialect: Dialect | None = PULL, *, init: bool = True, **lies: Answer) -> Iterator[FakeKernel]:
+def liar(
+    image: Path, dialect: Dialect | None = PULL, lies: Mapping[str, Answer] = MappingProxyType({}), *, init: bool = True
+) -> Iterator[FakeKernel]:
     """A kernel whose server has files 10 and 11 of 2 MiB, called `a` and `b`; `lies` replace answers by opcode."""
     truth: dict[str, Answer] = {
         "INIT": just(init_out()),
@@ -178,7 +181,7 @@ def liar(image: Path, dialect: Dialect | None = PULL, *, init: bool = True, **li
         "FLUSH": just(b"", errno.ENOSYS),
         "RELEASE": just(b""),
         "FORGET": lambda unique, nodeid: [],
-    } | lies
+    } | dict(lies)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def serve() -> None:
@@ -267,7 +270,7 @@ LIES: dict[str, tuple[str, dict[str, Answer]]] = {
 @pytest.mark.parametrize("lie", LIES)
 def test_lie_is_seen(lie: str, image: Path) -> None:
     verdict, lies = LIES[lie]
-    with liar(image, **lies) as kernel, pytest.raises(TwinViolation, match=verdict):
+    with liar(image, lies=lies) as kernel, pytest.raises(TwinViolation, match=verdict):
         use_file(kernel)
 
 
@@ -285,13 +288,13 @@ def test_lie_is_seen(lie: str, image: Path) -> None:
     ids=["long", "short", "no INIT_EXT", "not offered", "AUTO_INVAL_DATA", "ATOMIC_O_TRUNC", "max_write"],
 )
 def test_bad_init_is_seen(verdict: str, answer: bytes, image: Path) -> None:
-    with liar(image, init=False, INIT=just(answer)) as kernel, pytest.raises(TwinViolation, match=verdict):
+    with liar(image, lies={"INIT": just(answer)}, init=False) as kernel, pytest.raises(TwinViolation, match=verdict):
         kernel.init()
 
 
 def test_refused_init(image: Path) -> None:
     with (
-        liar(image, init=False, INIT=just(b"", errno.EPROTO)) as kernel,
+        liar(image, lies={"INIT": just(b"", errno.EPROTO)}, init=False) as kernel,
         pytest.raises(OSError, match="INIT") as refused,
     ):
         kernel.init()
@@ -301,7 +304,7 @@ def test_refused_init(image: Path) -> None:
 def test_two_files_in_one_place(image: Path) -> None:
     """Two live inodes with one page, also when the first one is closed already, hang umount for good."""
     by_turns = iter((10, 11))
-    with liar(image, LOOKUP=lambda unique, nodeid: [reply(unique, entry(next(by_turns)))]) as kernel:
+    with liar(image, lies={"LOOKUP": lambda unique, nodeid: [reply(unique, entry(next(by_turns)))]}) as kernel:
         kernel.close_file(kernel.open(kernel.lookup(kernel.root(), b"a")))
         other = kernel.lookup(kernel.root(), b"b")
         with pytest.raises(TwinViolation, match="share pages"):
@@ -310,7 +313,7 @@ def test_two_files_in_one_place(image: Path) -> None:
 
 def test_second_nodeid_for_one_file(image: Path) -> None:
     by_turns = iter((10, 11, 12))
-    with liar(image, LOOKUP=lambda unique, nodeid: [reply(unique, entry(next(by_turns)))]) as kernel:
+    with liar(image, lies={"LOOKUP": lambda unique, nodeid: [reply(unique, entry(next(by_turns)))]}) as kernel:
         first = kernel.lookup(kernel.root(), b"a")
         with pytest.raises(TwinViolation, match="not forgotten"):
             kernel.lookup(kernel.root(), b"a")
@@ -322,7 +325,7 @@ def test_second_nodeid_for_one_file(image: Path) -> None:
     ("answer", "verdict"), [(just(entry(10) + OPEN_OUT.pack(0, 0, 0)), "buffered"), (just(b"", errno.ENOSYS), "MKNOD")]
 )
 def test_dangerous_create(answer: Answer, verdict: str, image: Path) -> None:
-    with liar(image, CREATE=answer) as kernel, pytest.raises(TwinViolation, match=verdict):
+    with liar(image, lies={"CREATE": answer}) as kernel, pytest.raises(TwinViolation, match=verdict):
         kernel.create(kernel.root(), b"a")
 
 
@@ -343,7 +346,7 @@ def test_push_asks_twice_for_a_large_map(image: Path) -> None:
         def answer(unique: int, nodeid: int, by_turns: Iterator[bytes] = by_turns) -> Sequence[bytes]:
             return [reply(unique, next(by_turns))]
 
-        with liar(image, PUSH, GET_FMAP=answer) as kernel:
+        with liar(image, PUSH, {"GET_FMAP": answer}) as kernel:
             if number:
                 with pytest.raises(OSError, match=r"\(") as refused:
                     kernel.fetch_fmap(10)
@@ -351,7 +354,7 @@ def test_push_asks_twice_for_a_large_map(image: Path) -> None:
             else:
                 kernel.fetch_fmap(10)
             assert next(by_turns, None) is None
-    with liar(image, PUSH, GET_FMAP=just(whole)) as kernel, pytest.raises(TwinViolation, match="are due"):
+    with liar(image, PUSH, {"GET_FMAP": just(whole)}) as kernel, pytest.raises(TwinViolation, match="are due"):
         kernel.fetch_fmap(10)
 
 
@@ -378,6 +381,6 @@ def test_device_registration(image: Path, tmp_path: Path) -> None:
 
 
 def test_stock_kernel_offers_no_famfs(image: Path) -> None:
-    with liar(image, None, INIT=just(init_out(high=0))) as kernel:
+    with liar(image, None, {"INIT": just(init_out(high=0))}) as kernel:
         assert kernel.offered == STOCK
         assert not kernel.famfs

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from famfs_server.errors import MediaError
+from famfs_server.volume.space import Interleave
+from famfs_server.volume.volume import NewFile, Volume
 from tests.twin import trees
 from tests.twin.kernel import Device, FakeKernel, Inode
 from tests.twin.maps import Dialect
@@ -119,8 +121,8 @@ def test_map_that_needs_a_second_request(tmp_path: Path) -> None:
     size = (40 << 30) - 4097
     image = tmp_path / "dax.img"
     device = trees.empty(image, 64 << 30)
-    volume = trees.Volume(device.memory(), trees.MASTER, str(image))
-    volume.create_many([trees.NewFile(b"big", size, 0o644, 0, 0, trees.Interleave(16, 16))])
+    volume = Volume(device.memory(), trees.MASTER, str(image))
+    volume.create_many([NewFile(b"big", size, 0o644, 0, 0, Interleave(16, 16))])
     device.close()
     tree = trees.of_volume(image)
     assert tree.files[b"big"].map.striped

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device memory for tests that need no device: plain, and with a cache that loses what was not settled."""
+
+import mmap
+import os
+import random
+from uuid import UUID
+
+from famfs_server.dax.memory import Memory
+from famfs_server.volume.format import make_filesystem
+
+HOST = UUID("f00dcafe-0102-4304-8506-0708090a0b0c")
+LINE = 64
+LOG_LENGTH = 8 << 20
+
+
+class ScratchMemory(Memory):
+    """A device of zeroes. Pages that nobody touches cost nothing."""
+
+    def __init__(self, size: int = 4 << 30) -> None:
+        fd = os.memfd_create("scratch")
+        os.ftruncate(fd, size)
+        self._pages = mmap.mmap(fd, size)
+        os.close(fd)
+        super().__init__(memoryview(self._pages), flush=False)
+
+    def close(self) -> None:
+        """Free the memory."""
+        super().close()
+        self._pages.close()
+
+
+class PowerCutError(Exception):
+    """The host has stopped in the middle of what it did."""
+
+
+class CrashMemory(ScratchMemory):
+    """Memory behind a cache: what was stored since the last fence may or may not be there after a crash.
+
+    For every cache line all contents are kept that the memory may hold: the settled one and every later one, since a
+    line may be evicted at any time. A fence settles the lines that were written back before it.
+    """
+
+    def __init__(self, size: int = 4 << 30) -> None:
+        super().__init__(size)
+        self.steps_left: int | None = None
+        """How many steps the host may still do; None: as many as it likes."""
+        self._unsettled: dict[int, list[bytes]] = {}
+        self._written_back: dict[int, int] = {}
+
+    def _step(self) -> None:
+        if self.steps_left is not None:
+            if self.steps_left == 0:
+                raise PowerCutError
+            self.steps_left -= 1
+
+    def _line(self, number: int) -> bytes:
+        return bytes(self.view[number * LINE : (number + 1) * LINE])
+
+    def write(self, offset: int, data: "bytes | memoryview") -> None:  # type: ignore[override]
+        self._step()
+        if self.view[offset : offset + len(data)] == data:
+            return
+        lines = range(offset // LINE, -(-(offset + len(data)) // LINE))
+        before = bytes(self.view[lines.start * LINE : lines.stop * LINE])
+        super().write(offset, data)
+        after = bytes(self.view[lines.start * LINE : lines.stop * LINE])
+        for number in lines:
+            at = (number - lines.start) * LINE
+            old, new = before[at : at + LINE], after[at : at + LINE]
+            if old != new:
+                self._unsettled.setdefault(number, [old]).append(new)
+
+    def store_u64(self, offset: int, value: int) -> None:
+        assert offset % 8 == 0
+        self.write(offset, value.to_bytes(8, "little"))
+
+    def zero(self, offset: int, length: int) -> None:
+        """File data: settled at once, since no test looks at it after a crash."""
+        self._step()
+        self.view[offset : offset + length] = bytes(length)
+
+    def write_back(self, offset: int, length: int) -> None:
+        self._step()
+        first, end = offset // LINE, -(-(offset + length) // LINE)
+        for number, contents in self._unsettled.items():
+            if first <= number < end:
+                self._written_back[number] = len(contents) - 1
+
+    def fence(self) -> None:
+        self._step()
+        for number, settled in self._written_back.items():
+            del self._unsettled[number][:settled]
+            if len(self._unsettled[number]) == 1:
+                del self._unsettled[number]
+        self._written_back.clear()
+
+    def crash(self, rng: random.Random) -> None:
+        """Become what a host finds after a power cut: each line as the memory may hold it. The host may go on."""
+        for number, contents in self._unsettled.items():
+            self.view[number * LINE : (number + 1) * LINE] = rng.choice(contents)
+        self._unsettled.clear()
+        self._written_back.clear()
+        self.steps_left = None
+
+
+def formatted(memory: Memory) -> None:
+    """Put an empty file system of HOST there."""
+    make_filesystem(memory, "memory", HOST, log_length=LOG_LENGTH, uuid=UUID(int=1), device_uuid=UUID(int=2))

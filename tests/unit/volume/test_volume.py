@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file system in plain memory: who may write, what is refused and changes nothing, what is no file system."""
+
+import mmap
+import os
+import random
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from famfs_server.dax.memory import Memory
+from famfs_server.errors import (
+    DeviceFaultError,
+    ExistsError,
+    FamfsError,
+    LogFullError,
+    MediaError,
+    NameTooLongError,
+    NoSpaceError,
+    NoSuchPathError,
+    NotADirectoryPathError,
+    PathError,
+    RoleError,
+)
+from famfs_server.omf import layout, log
+from famfs_server.volume.replay import Damage
+from famfs_server.volume.space import Interleave
+from famfs_server.volume.volume import NewFile, Role, Volume
+from memories import HOST, LOG_LENGTH, ScratchMemory, formatted
+
+MIB = 1 << 20
+OTHER = UUID(int=5)
+
+
+@pytest.fixture
+def memory() -> Iterator[ScratchMemory]:
+    memory = ScratchMemory()
+    formatted(memory)
+    yield memory
+    memory.close()
+
+
+@pytest.fixture
+def volume(memory: ScratchMemory) -> Iterator[Volume]:
+    volume = Volume(memory, HOST, "memory")
+    yield volume
+    volume.close()
+
+
+def file(path: bytes, size: int = MIB) -> NewFile:
+    return NewFile(path, size, 0o644, 1, 2)
+
+
+def media(memory: ScratchMemory) -> bytes:
+    return bytes(memory.view[: layout.LOG_OFFSET + 64 * 1024])
+
+
+def reseal(memory: ScratchMemory) -> None:
+    """Make the superblock's checksum right again."""
+    memory.write(96, zlib.crc32(bytes(memory.view[:96])).to_bytes(8, "little"))
+
+
+# -- roles --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", [OTHER, None])
+def test_a_client_creates_nothing(memory: ScratchMemory, host: UUID | None) -> None:
+    volume = Volume(memory, host, "memory")
+    assert volume.role is Role.CLIENT
+    before = media(memory)
+    with pytest.raises(RoleError):
+        volume.create(file(b"a"))
+    with pytest.raises(RoleError):
+        volume.mkdir(b"a", 0o755, 0, 0)
+    assert media(memory) == before
+    volume.close()
+
+
+def test_a_second_master_stops_the_first(memory: ScratchMemory, volume: Volume) -> None:
+    second = Volume(memory, HOST, "memory")
+    second.mkdir(b"theirs", 0o755, 0, 0)
+    before = media(memory)
+    with pytest.raises(RoleError, match="somebody else"):
+        volume.mkdir(b"mine", 0o755, 0, 0)
+    assert media(memory) == before
+    volume.refresh()
+    assert volume.namespace.resolve(b"theirs")
+    with pytest.raises(RoleError, match="somebody else"):
+        volume.create(file(b"mine"))
+    second.close()
+
+
+def test_a_client_follows(memory: ScratchMemory, volume: Volume) -> None:
+    client = Volume(memory, OTHER, "memory")
+    volume.mkdir(b"d", 0o755, 0, 0)
+    volume.create_many([file(b"d/%d" % number) for number in range(600)])
+    assert client.stale()
+    assert client.refresh() == 601
+    assert not client.stale()
+    assert [client.namespace.path(n) for n in client.namespace.walk()] == [
+        volume.namespace.path(n) for n in volume.namespace.walk()
+    ]
+    assert client.refresh() == 0
+    client.close()
+
+
+# -- refusals that change nothing ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        (b"x" * 80, NameTooLongError),
+        (b"d/" + b"x" * 78, NameTooLongError),
+        (b"", PathError),
+        (b"a\0b", PathError),
+        (b"/a", PathError),
+        (b"../a", PathError),
+        (b"a/", PathError),
+        (b"./a", PathError),
+        (b"a//b", PathError),
+        (b"d/..", PathError),
+        (b".meta", PathError),
+        (b".meta/new", PathError),
+        (b"absent/a", NoSuchPathError),
+        (b"f/a", NotADirectoryPathError),
+        (b"d", ExistsError),
+        (b"f", ExistsError),
+    ],
+)
+def test_paths_that_cannot_be_made(memory: ScratchMemory, volume: Volume, path: bytes, error: type[FamfsError]) -> None:
+    volume.mkdir(b"d", 0o755, 0, 0)
+    volume.create(file(b"f"))
+    before, free = media(memory), volume.space.free
+    for attempt in (
+        lambda: volume.create(file(path)),
+        lambda: volume.mkdir(path, 0o755, 0, 0),
+        lambda: volume.create_many([file(b"good"), file(path)]),
+    ):
+        with pytest.raises(error) as caught:
+            attempt()
+        assert type(caught.value) is error
+        assert "\n" not in str(caught.value)
+    assert (media(memory), volume.space.free) == (before, free)
+    assert volume.namespace.resolve(b"good") == 0
+
+
+def test_the_longest_path(memory: ScratchMemory, volume: Volume) -> None:
+    volume.mkdir(b"x" * 79, 0o755, 0, 0)
+    volume.create(file(b"y" * 79))
+    again = Volume(memory, OTHER, "memory")
+    assert again.namespace.resolve(b"x" * 79)
+    assert again.namespace.resolve(b"y" * 79)
+    again.close()
+
+
+@pytest.mark.parametrize("size", [0, -1, -(1 << 63), 5 << 30, 1 << 63, 1 << 64, 1 << 70])
+def test_absurd_sizes(memory: ScratchMemory, volume: Volume, size: int) -> None:
+    before, free = media(memory), volume.space.free
+    with pytest.raises((PathError, NoSpaceError)):
+        volume.create(file(b"f", size))
+    with pytest.raises((PathError, NoSpaceError)):
+        volume.create_many([file(b"good"), file(b"f", size)])
+    assert (media(memory), volume.space.free) == (before, free)
+
+
+def test_twice_in_one_batch(memory: ScratchMemory, volume: Volume) -> None:
+    before = media(memory)
+    with pytest.raises(ExistsError):
+        volume.create_many([file(b"a"), file(b"b"), file(b"a")])
+    assert media(memory) == before
+
+
+def test_full_log(memory: ScratchMemory) -> None:
+    memory.write(layout.LOG_OFFSET, log.build_header(LOG_LENGTH, last_index=4))
+    volume = Volume(memory, HOST, "memory")
+    volume.create_many([file(b"%d" % number) for number in range(3)])
+    before, free = media(memory), volume.space.free
+    with pytest.raises(LogFullError):
+        volume.create_many([file(b"a"), file(b"b"), file(b"c")])
+    assert (media(memory), volume.space.free) == (before, free)
+    volume.create_many([file(b"a"), file(b"b")])
+    with pytest.raises(LogFullError):
+        volume.mkdir(b"d", 0o755, 0, 0)
+    volume.close()
+    again = Volume(memory, HOST, "memory")
+    assert again.namespace.replayed == 5
+    again.close()
+
+
+def test_natural_end_of_the_log(memory: ScratchMemory, volume: Volume) -> None:
+    capacity = layout.natural_last_index(LOG_LENGTH) + 1
+    assert capacity == 15420
+    done = 0
+    while done < capacity:
+        count = min(1000, capacity - done)
+        # Too many for the space: directories would be appended one by one, files of one unit fit 2043 times.
+        entries = [log.build_mkdir(done + n, b"%d" % (done + n), mode=0o755, uid=0, gid=0) for n in range(count)]
+        memory.write(layout.entry_offset(done), b"".join(entries))
+        done += count
+    memory.write(layout.LOG_OFFSET + layout.NEXT_SEQNUM_OFFSET, struct.pack("<QQ", capacity - 1, capacity - 1))
+    last = Volume(memory, HOST, "memory")
+    last.mkdir(b"last", 0o755, 0, 0)
+    with pytest.raises(LogFullError):
+        last.mkdir(b"one more", 0o755, 0, 0)
+    last.close()
+    again = Volume(memory, OTHER, "memory")
+    assert again.namespace.replayed == capacity
+    assert again.namespace.resolve(b"last")
+    again.close()
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_damaged_log_refuses_appends(memory: ScratchMemory, volume: Volume, count: int) -> None:
+    for number in range(4):
+        volume.mkdir(b"%d" % number, 0o755, 0, 0)
+    at = layout.entry_offset(4 - count) + 100
+    memory.write(at, bytes([memory.view[at] ^ 1]))
+    damaged = Volume(memory, HOST, "memory")
+    assert damaged.stop is not None
+    assert damaged.stop.damage is (Damage.TORN if count == 1 else Damage.CORRUPT)
+    before = media(memory)
+    with pytest.raises(MediaError, match="fsck"):
+        damaged.mkdir(b"new", 0o755, 0, 0)
+    assert media(memory) == before
+    assert [damaged.namespace.path(n) for n in damaged.namespace.walk()] == [b"%d" % n for n in range(4 - count)]
+    damaged.close()
+
+
+# -- data ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interleave", [None, Interleave(4, 3)])
+def test_reading_and_writing(volume: Volume, interleave: Interleave | None, rng: random.Random) -> None:
+    size = 9 * MIB + 77
+    nodeid = volume.create(NewFile(b"f", size, 0o644, 0, 0, interleave))
+    model = bytearray(size)
+    assert volume.read(nodeid, 0, size) == model
+    for _ in range(40):
+        offset, length = rng.randrange(size), rng.choice((1, 100, 4096, 3 * MIB))
+        data = rng.randbytes(length)
+        stored = volume.write(nodeid, offset, memoryview(data))
+        assert stored == min(length, size - offset)
+        model[offset : offset + stored] = data[:stored]
+    volume.write_back(nodeid)
+    assert volume.read(nodeid, 0, size + 1) == model
+    assert b"".join(volume.views(nodeid, MIB, 5 * MIB)) == model[MIB : 6 * MIB]
+    assert volume.read(nodeid, size, 1) == b""
+    assert volume.read(nodeid, size - 1, 10) == model[-1:]
+
+
+def test_new_files_hold_nothing_of_former_owners(memory: ScratchMemory, volume: Volume) -> None:
+    first = layout.LOG_OFFSET + LOG_LENGTH
+    memory.write(first, b"secret" * 1000)
+    nodeid = volume.create(file(b"f", 5000))
+    assert volume.read(nodeid, 0, 5000) == bytes(5000)
+    # A mapping shows the last page to its end.
+    assert bytes(memory.view[first : first + 8192]) == bytes(8192)
+
+
+# -- what is no file system ---------------------------------------------------------------------
+
+
+def test_versions(memory: ScratchMemory) -> None:
+    for version, omf, readable in ((48, (2, 2), True), (47, (2, 1), True), (47, (1, 1), False), (48, (9, 9), False)):
+        memory.write(8, version.to_bytes(8, "little"))
+        memory.write(40, struct.pack("<II", *omf))
+        reseal(memory)
+        if readable:
+            Volume(memory, HOST, "memory").close()
+        else:
+            with pytest.raises(MediaError):
+                Volume(memory, HOST, "memory")
+    memory.write(8, (49).to_bytes(8, "little"))
+    reseal(memory)
+    with pytest.raises(MediaError, match="version 49"):
+        Volume(memory, HOST, "memory")
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [
+        (0, 0),
+        (16, 0x400000),
+        (24, 0),
+        (24, 9 << 20),
+        (24, 4 << 20),
+        (24, 1 << 62),
+        (24, 8 << 30),
+        (32, 0),
+        (32, 8192),
+        (96, 1),
+        (112, 0),
+    ],
+)
+def test_impossible_superblocks(memory: ScratchMemory, offset: int, value: int) -> None:
+    memory.write(offset, value.to_bytes(8, "little"))
+    if offset < 96:
+        reseal(memory)
+    with pytest.raises(MediaError) as caught:
+        Volume(memory, HOST, "memory")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("last_index", "readable"),
+    [(15419, True), (7, True), (0, True), (15420, False), (23830, False), (9038, False), (2**64 - 1, False)],
+)
+def test_last_index(memory: ScratchMemory, last_index: int, readable: bool) -> None:
+    memory.write(layout.LOG_OFFSET, log.build_header(LOG_LENGTH, last_index))
+    if readable:
+        Volume(memory, HOST, "memory").close()
+    else:
+        with pytest.raises(MediaError):
+            Volume(memory, HOST, "memory")
+
+
+@pytest.mark.parametrize("next_index", [15421, 20000, 1 << 40, 2**64 - 1])
+def test_counter_beyond_the_log(memory: ScratchMemory, next_index: int) -> None:
+    memory.store_u64(layout.LOG_OFFSET + layout.NEXT_INDEX_OFFSET, next_index)
+    with pytest.raises(MediaError):
+        Volume(memory, HOST, "memory")
+
+
+def test_memory_that_cannot_be_read(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    with image.open("w+b") as backing:
+        backing.truncate(4 << 30)
+        pages = mmap.mmap(backing.fileno(), 4 << 30)
+        memory = Memory(memoryview(pages), flush=False)
+        formatted(memory)
+        volume = Volume(memory, HOST, "memory")
+        nodeid = volume.create(file(b"f"))
+        # As if the pages behind the first entries were poisoned: touching them is a bus error.
+        os.truncate(image, layout.LOG_OFFSET + 4096)
+        with pytest.raises(DeviceFaultError):
+            volume.read(nodeid, 0, 100)
+        with pytest.raises(DeviceFaultError):
+            volume.write(nodeid, 0, memoryview(b"data"))
+        memory.store_u64(layout.LOG_OFFSET + layout.NEXT_SEQNUM_OFFSET, 5000)
+        memory.store_u64(layout.LOG_OFFSET + layout.NEXT_INDEX_OFFSET, 5000)
+        volume.refresh()
+        assert volume.stop is not None
+        assert volume.stop.damage is Damage.UNREADABLE
+        assert volume.namespace.resolve(b"f") == nodeid
+        volume.close()
+        memory.close()
+        pages.close()

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole server on real dax devices: made, mounted, filled, checked, and what a user is told when the mode is wrong.
+
+Starting a Python program takes seconds in an emulated guest, so one file system goes through all of its life here.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SetMode = Callable[[str, str], Path]
+
+BIN = Path(sys.executable).parent
+SECONDS = 120
+TREE = Path("/usr/lib/python3.11/json")
+
+
+def run(*command: str | Path, host: Path, status: int = 0, seconds: int = SECONDS) -> subprocess.CompletedProcess[str]:
+    """Run a program of this package as `host`; its exit status must be `status`."""
+    environment = dict(os.environ, FAMFS_SYSTEM_UUID_FILE=str(host))
+    program = BIN / command[0] if (BIN / str(command[0])).exists() else command[0]
+    done = subprocess.run(
+        [str(program), *map(str, command[1:])], env=environment, capture_output=True, text=True, timeout=seconds
+    )
+    assert done.returncode == status, (command, done.returncode, done.stdout, done.stderr)
+    return done
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The error of a command, which must be one line."""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def mounts() -> list[str]:
+    return [line for line in Path("/proc/mounts").read_text().splitlines() if "fuse.famfs" in line]
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Path:
+    return tmp_path / "master.uuid"
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Path:
+    return tmp_path / "client.uuid"
+
+
+@pytest.fixture
+def device(dax_names: list[str], set_mode: SetMode) -> Path:
+    """A devdax device that is large enough for a file system."""
+    return set_mode(dax_names[-1], "devdax")
+
+
+@pytest.fixture
+def unmounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """`unmounted(name)` makes a mount point that is empty again afterwards."""
+    points: list[Path] = []
+
+    def make(name: str) -> Path:
+        point = tmp_path / name
+        point.mkdir()
+        points.append(point)
+        return point
+
+    yield make
+    for point in points:
+        if os.path.ismount(point):
+            subprocess.run(["umount", "-l", str(point)], timeout=SECONDS, check=False)
+
+
+def helper_for_mount() -> None:
+    """What an installation does: mount(8) finds the helper in /sbin."""
+    link = Path("/usr/sbin/mount.famfs")
+    if not link.exists():
+        link.symlink_to(BIN / "mount.famfs")
+
+
+@pytest.mark.timeout(600)
+def test_life_of_a_file_system(
+    device: Path, master: Path, client: Path, unmounted: Callable[[str], Path], tmp_path: Path
+) -> None:
+    ours, theirs = unmounted("ours"), unmounted("theirs")
+    run("mkfs.famfs", device, host=master)
+    assert "already has a famfs superblock" in one_line(run("mkfs.famfs", device, host=master, status=2))
+
+    helper_for_mount()
+    fstab = tmp_path / "fstab"
+    fstab.write_text(f"{device} {ours} famfs loglevel=error,noauto,x-systemd.requires=nothing 0 0\n")
+    run("mount", "--fstab", fstab, ours, host=master)
+    assert len(mounts()) == 1
+    assert str(device) in mounts()[0]
+
+    # Ordinary calls, then the tools; a second host sees all of it.
+    run("cp", "-r", TREE, ours / "json", host=master)
+    run("famfs", "creat", "-s", "3m", "-r", "-S", "7", ours / "seeded", host=master)
+    run("mount", "-t", "famfs", "-o", "loglevel=error", device, theirs, host=client)
+    # The lost sources in __pycache__ come with the tree; symbolic links and empty files it has none of.
+    run("diff", "-r", TREE, theirs / "json", host=client)
+    run("famfs", "verify", "-S", "7", "-f", theirs / "seeded", host=client)
+    run("mkdir", theirs / "not-here", host=client, status=1)
+
+    # What one host writes into a file, the other reads.
+    with (theirs / "seeded").open("r+b", buffering=0) as file:
+        file.write(b"from the client")
+    assert (ours / "seeded").read_bytes()[:15] == b"from the client"
+
+    # A second mount by the same host, and mkfs under a mount, are refused.
+    again = unmounted("again")
+    assert "already mounted" in one_line(run("mount.famfs", device, again, host=master, status=32, seconds=300))
+    assert "mounted" in one_line(run("mkfs.famfs", "-f", device, host=master, status=2, seconds=300))
+
+    # The worker dies, and nobody notices.
+    worker = int(run("pgrep", "-o", "-x", "famfs-worker", host=master).stdout)
+    os.kill(worker, signal.SIGKILL)
+    assert (ours / "seeded").read_bytes()[:15] == b"from the client"
+
+    run("umount", theirs, host=client)
+    run("umount", ours, host=master)
+    assert mounts() == []
+    report = run("famfs", "fsck", device, host=master).stdout
+    assert "Free space:" in report
+    assert "Device capacity:" in report
+
+
+@pytest.mark.timeout(600)
+def test_driver_is_unbound_under_a_mount(
+    device: Path, master: Path, unmounted: Callable[[str], Path], set_mode: SetMode
+) -> None:
+    point = unmounted("point")
+    run("mkfs.famfs", "-f", device, host=master)
+    run("mount.famfs", device, point, "-o", "loglevel=error", host=master)
+    (point / "file").write_bytes(b"x" * 100_000)
+    set_mode(device.name, "unbound")
+    with pytest.raises(OSError, match=r"Input/output error"):
+        (point / "file").read_bytes()
+    # Names and sizes are known without the device; it comes back with its data.
+    assert (point / "file").stat().st_size == 100_000
+    set_mode(device.name, "devdax")
+    assert (point / "file").read_bytes() == b"x" * 100_000
+    run("umount", point, host=master)
+    assert mounts() == []
+
+
+@pytest.mark.timeout(600)
+def test_wrong_modes_are_told(device: Path, master: Path, unmounted: Callable[[str], Path], set_mode: SetMode) -> None:
+    point = unmounted("point")
+    set_mode(device.name, "unbound")
+    assert "has no driver bound" in one_line(run("mount.famfs", device, point, host=master, status=32))
+    assert "has no driver bound" in one_line(run("mkfs.famfs", device, host=master, status=2))
+    set_mode(device.name, "fsdev")
+    for line in (
+        one_line(run("mount.famfs", device, point, host=master, status=32)),
+        one_line(run("mkfs.famfs", device, host=master, status=2)),
+        one_line(run("famfs", "fsck", device, host=master, status=1)),
+    ):
+        assert "is in famfs mode (driver fsdev_dax), which only a famfs kernel can use" in line
+        assert "daxctl reconfigure-device -m devdax" in line
+    assert mounts() == []
+
+
+@pytest.mark.timeout(600)
+def test_device_of_another_kind(master: Path, unmounted: Callable[[str], Path]) -> None:
+    point = unmounted("point")
+    assert "not a dax device" in one_line(run("mount.famfs", "/dev/null", point, host=master, status=32))
+    missing = one_line(run("mount.famfs", "/dev/dax9.9", point, host=master, status=32))
+    assert "/dev/dax9.9: No such file or directory" in missing
