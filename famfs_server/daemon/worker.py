@@ -80,6 +80,8 @@ def run(assignment: Assignment) -> int:
     try:
         return _serve(assignment)
     except FamfsError as error:
+        if assignment.takeover is not None:
+            log.error("cannot take over: %s", error)
         tell(assignment.messages, {"error": str(error), "status": error.exit_status})
     except Exception as error:
         log.exception("the worker fails")

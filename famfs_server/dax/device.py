@@ -159,6 +159,8 @@ class DaxDevice:
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if self.writable else 0)
         try:
             return mmap.mmap(self.fd, length, mmap.MAP_SHARED, protection, offset=offset)
+        except ValueError as error:
+            raise DeviceError(f"{self.path} has become shorter than its {self.size} bytes") from error
         except OSError as error:
             if error.errno == errno.ENODEV:
                 raise DeviceModeError(f"{self.path} was switched to famfs mode (fsdev_dax) meanwhile") from error

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from famfs_server.errors import FamfsError
 from famfs_server.fuse.abi import OpenFlag, SetattrValid, inval_entry
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 BLOCK_SIZE = 4096
 """st_blksize, and the unit of statfs."""
 DAY = 86400
+_SOME = 256
 DOT, DOTDOT = 1, 2
 """The listing cookies of `.` and `..`."""
 SHADOW_XATTR = b"user.famfs.shadow"
@@ -140,13 +142,22 @@ class FileSystem:
             yield DOTDOT, tree.parent[directory], b".."
         aliases = self.made.aliases
         if cookie < FIRST_PROVISIONAL:
-            if cookie > DOTDOT and not (tree.exists(cookie) and tree.parent[cookie] == directory):
-                raise refusal(errno.EINVAL)
-            for node in tree.children(directory, cookie if cookie > DOTDOT else 0):
-                yield node, aliases.get(node, node), tree.name(node)
+            nodes = [max(cookie, DOTDOT)]
+            while nodes:
+                names, nodes = self.names_behind(directory, nodes[-1], _SOME)
+                for name, node in zip(names, nodes, strict=True):
+                    yield node, aliases.get(node, node), name
         for node, name in self.made.within(directory):
             if node > cookie:
                 yield node, node, name
+
+    def names_behind(self, directory: int, cookie: int, count: int) -> tuple[list[bytes], list[int]]:
+        """The names and nodeids of up to `count` entries that the log has made, behind that of `cookie`."""
+        tree = self.namespace
+        if cookie > DOTDOT and not (tree.exists(cookie) and tree.parent[cookie] == directory):
+            raise refusal(errno.EINVAL)
+        nodes = list(islice(tree.children(directory, cookie if cookie > DOTDOT else 0), count))
+        return tree.names(nodes), nodes
 
     @property
     def listing_state(self) -> tuple[int, int]:
@@ -244,7 +255,7 @@ class FileSystem:
         tree.local_changes += 1
 
     def _set_size(self, nodeid: int, row: int, size: int) -> None:
-        if self._is_growing(nodeid):
+        if self.is_growing(nodeid):
             self.made.resize(nodeid, size)
         elif size != self.namespace.size[row]:
             if self.volume.role is not Role.MASTER:
@@ -252,7 +263,7 @@ class FileSystem:
             self._hint_truncate(row)
             raise refusal(errno.EPERM)
 
-    def _is_growing(self, nodeid: int) -> bool:
+    def is_growing(self, nodeid: int) -> bool:
         """Whether the file is not in the log yet, so that its size may still change."""
         return nodeid >= FIRST_PROVISIONAL and not self.made.is_logged(nodeid)
 
@@ -262,7 +273,7 @@ class FileSystem:
         if mode:
             raise refusal(errno.EOPNOTSUPP)
         end = offset + length
-        if self._is_growing(nodeid):
+        if self.is_growing(nodeid):
             self.made.resize(nodeid, max(end, self.namespace.size[row]))
         elif end > self.namespace.size[row]:
             raise refusal(errno.EFBIG)
@@ -334,7 +345,7 @@ class FileSystem:
         row = self.require_file(nodeid)
         if row < ns.FIRST_NODEID:
             raise refusal(errno.EPERM)
-        if self._is_growing(nodeid):
+        if self.is_growing(nodeid):
             self.made.grow(nodeid, offset + len(data), offset)
         elif offset >= self.namespace.size[row] and len(data):
             raise refusal(errno.EFBIG)
@@ -343,7 +354,7 @@ class FileSystem:
     def fsync(self, nodeid: int) -> None:
         """Write the file's cache lines back to memory, where other hosts see them; a new file is logged first."""
         row = self.row(nodeid)
-        if self._is_growing(nodeid):
+        if self.is_growing(nodeid):
             self.made.log(nodeid)
         elif not self.namespace.is_directory(row):
             self.volume.write_back(row)

@@ -10,9 +10,6 @@ import errno
 import logging
 import os
 
-import numpy as np
-from numpy.typing import NDArray
-
 from famfs_server.fuse import abi
 from famfs_server.fuse.dialects import Dialect, ExtentKind
 from famfs_server.fuse.filesystem import FileSystem, refusal
@@ -58,11 +55,14 @@ class FmapReplies:
         """The payload of the answer to GET_FMAP: the map, or its header alone where the kernel must make more room.
 
         May be asked again at any time, by any process, with the same result. Raises OSError: ESTALE or EISDIR for what
-        has no map, EINVAL for a request of no known dialect, EOPNOTSUPP for a file that the dialect cannot express.
+        has no map, EBUSY for a file that is not logged yet, EINVAL for a request of no known dialect, EOPNOTSUPP for a
+        file that the dialect cannot express.
         """
         dialect = self._dialect(len(body))
-        self._fs.require_file(nodeid)
-        message = self._message(nodeid, dialect)
+        if self._fs.is_growing(nodeid):
+            # Its size and its place may still change, and a map may never (findings 1.7, 2.f).
+            raise refusal(errno.EBUSY)
+        message = self._message(self._fs.require_file(nodeid), dialect)
         room = abi.GET_FMAP_IN.unpack(body)[0] if dialect.size_probe else dialect.max_reply
         self.served += 1
         return message if len(message) <= room else message[: abi.FMAP_HEADER.size]
@@ -86,38 +86,47 @@ class FmapReplies:
                 return dialect
         raise refusal(errno.EINVAL)
 
-    def _message(self, nodeid: int, dialect: Dialect) -> bytes:
+    def _message(self, row: int, dialect: Dialect) -> bytes:
+        tree = self._tree
+        size, chunk_size, raw = tree.size[row], tree.chunk[row], tree.extent_bytes(row)
         # A map that is too large is asked for twice in a row; encoding half a million extents once is enough.
-        size = self._tree.size[nodeid]
-        if self._last is not None and self._last[:2] == (nodeid, size):
+        if self._last is not None and self._last[:2] == (row, size):
             return self._last[2]
-        rows, chunk_size = self._tree.extent_rows(nodeid), self._tree.chunk[nodeid]
-        problem = self._unsafe(nodeid, rows)
-        if not problem and chunk_size and not _takes_strips(dialect, len(rows), chunk_size):
-            rows, chunk_size = fmap_arithmetic.unroll(rows, chunk_size, size), 0
-        problem = problem or _inexpressible(dialect, rows, chunk_size)
+        extents = list(abi.FMAP_EXTENT.iter_unpack(raw))
+        problem = self._unsafe(row, extents) or _inexpressible(dialect, extents, chunk_size)
         if problem:
-            self._refuse(nodeid, problem)
-        message = _encode(rows, chunk_size, size)
-        if len(message) > dialect.max_reply:
-            self._refuse(nodeid, f"its map has {len(message)} bytes, dialect {dialect.name} takes {dialect.max_reply}")
-        self._last = (nodeid, size, message)
+            self._refuse(row, problem)
+        if chunk_size and _takes_strips(dialect, len(extents), chunk_size):
+            return _interleaved(raw, len(extents), chunk_size, size)
+        if not chunk_size and len(extents) <= dialect.max_extents:
+            return _simple(raw, len(extents), size)
+        count = -(-size // chunk_size) if chunk_size else len(extents)
+        length = abi.FMAP_HEADER.size + count * abi.FMAP_EXTENT.size
+        if count > dialect.max_extents or length > dialect.max_reply:
+            self._refuse(
+                row,
+                f"its map of {count} extents needs {length} bytes; dialect {dialect.name} takes {dialect.max_extents} "
+                f"extents and {dialect.max_reply} bytes",
+            )
+        unrolled = fmap_arithmetic.unroll(tree.extent_rows(row), chunk_size, size)
+        message = _simple(unrolled.tobytes(), count, size)
+        self._last = (row, size, message)
         return message
 
-    def _unsafe(self, nodeid: int, rows: NDArray[np.void]) -> str:
+    def _unsafe(self, row: int, extents: list[tuple[int, ...]]) -> str:
         """Why the extents must not reach the kernel, or nothing. Overlaps with other files were ruled out by replay."""
         volume = self._fs.volume
-        sizes = np.array([memory.size if memory else 0 for memory in volume.memories], np.uint64)
-        device = rows["device"].astype(np.int64)
-        if not len(rows) or (device >= len(sizes)).any():
-            return "it lies on a device that is not attached"
-        limit = sizes[device]
-        if (rows["length"] == 0).any() or (rows["offset"] > limit).any():
-            return "an extent lies outside of its device"
-        if (rows["length"] > limit - rows["offset"]).any():
-            return "an extent reaches beyond its device"
-        if nodeid >= ns.FIRST_NODEID and ((device == 0) & (rows["offset"] < volume.space.log_end)).any():
-            return "an extent lies in the superblock or the log"
+        is_meta = row < ns.FIRST_NODEID
+        if not extents:
+            return "it has no extents"
+        for device, offset, length in extents:
+            memory = volume.memories[device] if device < len(volume.memories) else None
+            if memory is None:
+                return f"it lies on device {device}, which is not attached"
+            if not length or offset + length > memory.size:
+                return "an extent reaches beyond its device"
+            if device == 0 and not is_meta and offset < volume.log_end:
+                return "an extent lies in the superblock or the log"
         return ""
 
     def _refuse(self, nodeid: int, problem: str) -> None:
@@ -138,22 +147,26 @@ def _takes_strips(dialect: Dialect, strips: int, chunk_size: int) -> bool:
     )
 
 
-def _inexpressible(dialect: Dialect, rows: NDArray[np.void], chunk_size: int) -> str:
-    """Why the dialect has no words for this map, or nothing."""
-    if not chunk_size and len(rows) > dialect.max_extents:
-        return f"it has {len(rows)} extents, dialect {dialect.name} takes {dialect.max_extents}"
-    if (rows["device"] > dialect.max_devindex).any():
-        return f"dialect {dialect.name} knows no device but {dialect.max_devindex} and below"
-    if (rows["offset"] % dialect.alignment != 0).any() or (rows["length"] % dialect.alignment != 0).any():
-        return f"its extents are not aligned to {dialect.alignment} bytes"
+def _inexpressible(dialect: Dialect, extents: list[tuple[int, ...]], chunk_size: int) -> str:
+    """Why the dialect has no words for extents or strips such as these, or nothing."""
+    alignment = dialect.alignment
+    for device, offset, length in extents:
+        if device > dialect.max_devindex:
+            return f"it lies on device {device}, dialect {dialect.name} knows none beyond {dialect.max_devindex}"
+        if offset % alignment or length % alignment:
+            return f"its extents are not aligned to {alignment} bytes"
+    if chunk_size % alignment:
+        return f"its chunks are not aligned to {alignment} bytes"
     return ""
 
 
-def _encode(rows: NDArray[np.void], chunk_size: int, size: int) -> bytes:
-    extents = rows.tobytes()
-    if chunk_size:
-        strips = abi.FMAP_INTERLEAVED.pack(len(rows), chunk_size, size)
-        total = abi.FMAP_HEADER.size + len(strips) + len(extents)
-        return abi.FMAP_HEADER.pack(0, abi.FMAP_VERSION, abi.FMAP_INTERLEAVE, 1, total, size) + strips + extents
+def _simple(extents: bytes | memoryview, count: int, size: int) -> bytes:
     total = abi.FMAP_HEADER.size + len(extents)
-    return abi.FMAP_HEADER.pack(0, abi.FMAP_VERSION, abi.FMAP_SIMPLE, len(rows), total, size) + extents
+    header = abi.FMAP_HEADER.pack(0, abi.FMAP_VERSION, abi.FMAP_SIMPLE, count, total, size)
+    return b"".join((header, extents))
+
+
+def _interleaved(strips: memoryview, count: int, chunk_size: int, size: int) -> bytes:
+    total = abi.FMAP_HEADER.size + abi.FMAP_INTERLEAVED.size + len(strips)
+    header = abi.FMAP_HEADER.pack(0, abi.FMAP_VERSION, abi.FMAP_INTERLEAVE, 1, total, size)
+    return b"".join((header, abi.FMAP_INTERLEAVED.pack(count, chunk_size, size), strips))

@@ -7,7 +7,6 @@ the directory.
 """
 
 from bisect import bisect_right
-from itertools import islice
 
 import numpy as np
 
@@ -49,34 +48,45 @@ if _RECORD.itemsize != abi.DIRENTPLUS.size:
     raise AssertionError(f"a direntplus has {abi.DIRENTPLUS.size} bytes, the columns make {_RECORD.itemsize}")
 
 _NANOSECONDS = 10**9
+_PADDING = [b"\0" * (-length % 8) for length in range(8)]
 
 
 class Window:
     """The records of consecutive entries of one directory, all of which the log has made."""
 
-    def __init__(self, filesystem: FileSystem, directory: int, cookie: int) -> None:
-        """Prepare the entries behind `cookie`, which is the nodeid of one or that of `..` (decisions 2)."""
+    def __init__(self, filesystem: FileSystem, directory: int, cookie: int, *, full: bool, count: int = WINDOW) -> None:
+        """Prepare `count` entries behind `cookie`, which is the nodeid of one or that of `..` (decisions 2).
+
+        `full` records make the kernel know each file, so that a stat of it costs nothing; the others only name it, and
+        cost the kernel a fifth.
+        """
         self.directory = directory
+        self.full = full
+        self._count = count
         self.state = filesystem.listing_state
-        entries = list(islice(filesystem.entries(directory, cookie), WINDOW))
-        nodes = np.fromiter((node for _, node, _ in entries), np.int64, len(entries))
-        names = [name for _, _, name in entries]
-        padded = [name.ljust((len(name) + 7) & ~7, b"\0") for name in names]
-        heads = self._heads(filesystem, nodes, np.fromiter(map(len, names), np.uint32, len(names))).tobytes()
+        names, nodes = filesystem.names_behind(directory, cookie, count)
+        lengths = [len(name) for name in names]
+        heads = self._heads(filesystem, np.array(nodes, np.int64), np.array(lengths, np.uint32), full).tobytes()
         size = _RECORD.itemsize
         parts: list[bytes] = []
-        for number, name in enumerate(padded):
-            parts += (heads[number * size : (number + 1) * size], name)
+        for start, name in zip(range(0, len(heads), size), names, strict=True):
+            parts += (heads[start : start + size], name, _PADDING[len(name) & 7])
         self._data = memoryview(b"".join(parts))
-        self._ends = np.cumsum([size + len(name) for name in padded], dtype=np.int64).tolist()
-        self._cookies = [cookie, *nodes.tolist()]
+        self._ends = np.cumsum((np.array(lengths, np.int64) + size + 7) & ~7).tolist()
+        self._cookies = [cookie, *nodes]
         self._positions = {cookie: 0}
 
     @staticmethod
-    def _heads(filesystem: FileSystem, nodes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    def _heads(filesystem: FileSystem, nodes: np.ndarray, lengths: np.ndarray, full: bool) -> np.ndarray:
         tree = filesystem.namespace
         heads = np.zeros(len(nodes), _RECORD)
-        heads["nodeid"] = heads["ino"] = heads["dirent_ino"] = heads["offset"] = nodes
+        heads["dirent_ino"] = heads["offset"] = nodes
+        heads["namelen"] = lengths
+        modes = np.frombuffer(tree.mode, np.uint32)[nodes]
+        heads["type"] = modes >> 12
+        if not full:
+            return heads
+        heads["nodeid"] = heads["ino"] = nodes
         heads["entry_valid"] = heads["attr_valid"] = filesystem.settings.timeout
         heads["size"] = sizes = np.frombuffer(tree.size, np.uint64)[nodes]
         heads["blocks"] = (sizes + 511) >> 9
@@ -84,21 +94,20 @@ class Window:
             when = np.frombuffer(times, np.uint64)[nodes]
             when = np.where(when, when, filesystem.started)
             heads["times"][:, column], heads["times_nsec"][:, column] = np.divmod(when, _NANOSECONDS)
-        heads["mode"] = modes = np.frombuffer(tree.mode, np.uint32)[nodes]
-        heads["type"] = modes >> 12
+        heads["mode"] = modes
         heads["nlink"] = 1
         heads["uid"] = np.frombuffer(tree.uid, np.uint32)[nodes]
         heads["gid"] = np.frombuffer(tree.gid, np.uint32)[nodes]
         heads["blksize"] = BLOCK_SIZE
-        heads["namelen"] = lengths
         return heads
 
-    def serves(self, filesystem: FileSystem, directory: int, cookie: int) -> bool:
-        """Whether the entries behind `cookie` are here and still as they were."""
+    def serves(self, filesystem: FileSystem, directory: int, cookie: int, *, full: bool) -> bool:
+        """Whether the entries behind `cookie` are here as they are wanted and still as they were."""
         return (
             directory == self.directory
+            and full == self.full
             and cookie in self._positions
-            and (self._positions[cookie] < len(self._ends) or len(self._ends) < WINDOW)
+            and (self._positions[cookie] < len(self._ends) or len(self._ends) < self._count)
             and self.state == filesystem.listing_state
         )
 

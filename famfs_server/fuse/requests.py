@@ -17,7 +17,7 @@ from famfs_server.fuse import abi
 from famfs_server.fuse.abi import Opcode, OpenFlag, SetattrValid
 from famfs_server.fuse.filesystem import DOTDOT, Attributes, FileSystem, errno_of, refusal
 from famfs_server.fuse.fmap_replies import FmapReplies
-from famfs_server.fuse.listing import Window
+from famfs_server.fuse.listing import WINDOW, Window
 from famfs_server.fuse.session import Session
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.provisional import FIRST_PROVISIONAL
@@ -101,6 +101,7 @@ _DOTS: Final = 2 * abi.direntplus_size(2)
 """Bytes that the records of `.` and `..` take."""
 
 _NSEC = 10**9
+_KNOWN: Final = frozenset(map(int, Opcode))
 _OPCODES = 64
 """Opcodes below this can have a handler: the kernel's own and those of famfs."""
 
@@ -129,6 +130,8 @@ class RequestPlane:
         self._buffer = self._view = session.record.buffer
         self._poison = session.record.poison
         self._window: Window | None = None
+        self._named_only = self._stat_hungry = 0
+        """The directory whose listing gave names only, and the one whose reader then asked for more."""
         known: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
@@ -163,7 +166,10 @@ class RequestPlane:
             Opcode.INTERRUPT: self._always(errno.ENOSYS),
         }
         served = ALWAYS | FAST if fast else ALWAYS
-        self._handlers: list[Handler | None] = [None] * _OPCODES
+        self._unknown = self._always(errno.ENOSYS)
+        self._handlers: list[Handler | None] = [
+            None if opcode in _KNOWN else self._unknown for opcode in range(_OPCODES)
+        ]
         for opcode in served:
             self._handlers[opcode] = known[opcode]
         # Files that are not logged are counted exactly once, which only this plane can: it sees what is sent again.
@@ -181,7 +187,7 @@ class RequestPlane:
     def answer(self, length: int) -> bool:
         """Answer the request of `length` bytes in the buffer; False if it is not this plane's."""
         size, opcode, unique, nodeid = _REQUEST.unpack_from(self._buffer)
-        handler = self._handlers[opcode] if opcode < _OPCODES else None
+        handler = self._handlers[opcode] if opcode < _OPCODES else self._unknown
         if self._poison and unique & ~abi.UNIQUE_RESEND == self._poison:
             log.error("request %d (opcode %d) has ended two workers; it is answered with EIO", unique, opcode)
             handler = self._always(errno.EIO)
@@ -217,6 +223,8 @@ class RequestPlane:
     def _lookup(self, unique: int, nodeid: int, length: int) -> None:
         # A name with a slash or a NUL in it is the name of nothing, and needs no look at it.
         node = self._fs.lookup(nodeid, self._buffer[_BODY : length - 1].tobytes())
+        if nodeid == self._named_only:
+            self._stat_hungry = nodeid
         if node:
             self._entry(unique, node)
         else:
@@ -387,12 +395,19 @@ class RequestPlane:
             self._listing(unique, *self._records(nodeid, cookie, size))
             return
         dots = b""
-        if cookie < DOTDOT:
+        first = cookie < DOTDOT
+        if first:
             # `.` and `..` depend on who asks for what is left of them; they are made one by one.
             records, used = self._records(nodeid, cookie, _DOTS)
             dots, size, cookie = b"".join(records), size - used, DOTDOT
-        if window is None or not window.serves(fs, nodeid, cookie):
-            self._window = window = Window(fs, nodeid, cookie)
+        # The first reply tells the kernel all about the files, which is all that a small directory needs. Later ones
+        # do so only for a reader who has asked for files that it had only been given the names of.
+        full = first or self._stat_hungry == nodeid
+        if window is None or not window.serves(fs, nodeid, cookie, full=full):
+            count = min(WINDOW, size // abi.DIRENTPLUS.size + 1) if first else WINDOW
+            self._window = window = Window(fs, nodeid, cookie, full=full, count=count)
+        if not full:
+            self._named_only = nodeid
         data = window.take(cookie, size)
         total = 16 + len(dots) + len(data)
         os.writev(self._fuse, [abi.OUT_HEADER.pack(total, 0, unique), dots, data])
@@ -425,7 +440,7 @@ class RequestPlane:
     def _get_fmap(self, unique: int, nodeid: int, length: int) -> None:
         assert self._maps is not None
         payload = self._maps.get_fmap(nodeid, bytes(self._view[_BODY:length]))
-        reply(self._fuse, abi.OUT_HEADER.pack(16 + len(payload), 0, unique) + payload)
+        reply(self._fuse, abi.OUT_HEADER.pack(16 + len(payload), 0, unique), payload)
 
     def _get_daxdev(self, unique: int, index: int, length: int) -> None:
         assert self._maps is not None
@@ -475,10 +490,13 @@ class RequestPlane:
         return refuse
 
 
-def reply(fuse: int, data: bytes) -> None:
+def reply(fuse: int, data: bytes, payload: bytes = b"") -> None:
     """Write a reply. One that comes too late, since its request was interrupted or the mount is gone, is dropped."""
     try:
-        os.write(fuse, data)
+        if payload:
+            os.writev(fuse, [data, payload])
+        else:
+            os.write(fuse, data)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENODEV):
             raise

@@ -57,10 +57,10 @@ def unroll(strips: NDArray[np.void], chunk_size: int, size: int) -> NDArray[np.v
     Every extent is a whole chunk, the last one too: kernels that accept only simple extents want aligned lengths
     (protocol 6.4). A file of 1 TiB has half a million of them, so they are made as columns.
     """
-    chunk = np.arange(-(-size // chunk_size), dtype=np.uint64)
-    strip = (chunk % len(strips)).astype(np.int64)
-    extents = np.zeros(len(chunk), EXTENT)
-    extents["device"] = strips["device"][strip]
-    extents["offset"] = strips["offset"][strip] + chunk // len(strips) * chunk_size
+    chunks = -(-size // chunk_size)
+    extents = np.zeros((-(-chunks // len(strips)), len(strips)), EXTENT)
+    stripe = np.arange(len(extents), dtype=np.uint64)[:, None]
+    extents["device"] = strips["device"]
+    extents["offset"] = strips["offset"] + stripe * np.uint64(chunk_size)
     extents["length"] = chunk_size
-    return extents
+    return extents.reshape(-1)[:chunks]

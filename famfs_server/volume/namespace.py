@@ -128,7 +128,8 @@ class Namespace:
         self.logged, self.opens = column("logged"), column("opens")
         self._slots = column("slots")
         self._mask = slots - 1
-        self._extent_words = whole[extents_at : extents_at + extent_rows * EXTENT.itemsize].cast("Q")
+        self._extent_bytes = whole[extents_at : extents_at + extent_rows * EXTENT.itemsize]
+        self._extent_words = self._extent_bytes.cast("Q")
         self.extents = np.frombuffer(self._map, EXTENT, count=extent_rows, offset=extents_at)
 
     @classmethod
@@ -256,6 +257,11 @@ class Namespace:
         start = self.name_offset[nodeid]
         return self._map[start : start + self.name_length[nodeid]]
 
+    def names(self, nodes: list[int]) -> list[bytes]:
+        """The last components of many nodes' paths."""
+        text, offsets, lengths = self._map, self.name_offset, self.name_length
+        return [text[(start := offsets[node]) : start + lengths[node]] for node in nodes]
+
     def path(self, nodeid: int) -> bytes:
         """The node's path relative to the root; empty for the root."""
         names = []
@@ -288,6 +294,11 @@ class Namespace:
         is_file = kinds == S_IFREG
         sizes = np.frombuffer(self.size, np.uint64)[rows]
         return int(is_file.sum()), int((kinds == S_IFDIR).sum()), int(sizes[is_file].sum())
+
+    def extent_bytes(self, nodeid: int) -> memoryview:
+        """The file's extents as they lie in memory, which is how famfs kernels take them (protocol 1.3)."""
+        start = self.extent_start[nodeid]
+        return self._extent_bytes[EXTENT.itemsize * start : EXTENT.itemsize * (start + self.extent_count[nodeid])]
 
     def extent_rows(self, nodeid: int) -> NDArray[np.void]:
         """The file's extents or strips, as rows of EXTENT."""

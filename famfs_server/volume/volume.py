@@ -150,7 +150,7 @@ class Volume:
 
     def _start(self, tree: Namespace, *, bulk: bool) -> tuple[Namespace, Space, Replay]:
         space = Space(
-            layout.LOG_OFFSET + self.superblock.log_length,
+            self.log_end,
             self.superblock.device_size,
             self.superblock.alloc_unit,
         )
@@ -195,6 +195,11 @@ class Volume:
     def close(self) -> None:
         """Let go of the namespace. The devices' memory belongs to whoever mapped it."""
         self.namespace.close()
+
+    @property
+    def log_end(self) -> int:
+        """The first byte of the primary device that belongs to files."""
+        return layout.LOG_OFFSET + self.superblock.log_length
 
     @property
     def devices(self) -> list[UUID | None]:

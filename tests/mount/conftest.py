@@ -62,10 +62,21 @@ def shared_site(tmp_path_factory: pytest.TempPathFactory, connections: Path) -> 
     yield from use(Site(tmp_path_factory.mktemp("site"), connections))
 
 
-@pytest.fixture
-def memory_folder() -> Iterator[Path]:
+def folder_in_memory() -> Iterator[Path]:
     """A folder for devices in memory where there is room: page faults of sparse files on a disk take milliseconds."""
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > MEMORY_NEEDED
     with tempfile.TemporaryDirectory(prefix="famfs-test-", dir=memory if roomy else None) as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def memory_folder() -> Iterator[Path]:
+    """A folder for the devices of one test."""
+    yield from folder_in_memory()
+
+
+@pytest.fixture(scope="module")
+def shared_memory_folder() -> Iterator[Path]:
+    """A folder for the devices of the tests of one module."""
+    yield from folder_in_memory()

@@ -191,34 +191,35 @@ def kill_at(stage: Stage, role: Role, call: str, when: int) -> bool:
     with tracing(target, *follow, *inject) as strace:
         status = None
         deadline = time.monotonic() + 20
-        while status is None and not (stage.mounted and state(target) != "gone"):
+        while status is None and not stage.mounted:
             status = stage.readline(0.02)
             if state(target) == "Z":
                 # strace waits for ever for a killed process whose other threads it has stopped: they never end.
                 strace.kill()
             assert time.monotonic() < deadline, f"{role} {call} {when}: neither mounted nor over"
+        if status is None:
+            status = stage.readline(0.1)
+        reached = state(target) in ("gone", "Z")
     if status is None:
-        status = stage.readline(0.05)
-    if status is None and stage.mounted:
-        # Not reached, or reached by the worker of a mount that is complete: another one serves it.
+        # Not reached, or the worker was killed when the mount was complete: another one serves it.
         assert succeed("cat", stage.place / "hello") == "hello, world\n"
+        assert role == "worker" or not reached
         succeed("umount", stage.place)
-        status = stage.readline(10)
-        assert status == 0
-        return clean(stage, before) and False
-    if status is None:
-        status = stage.readline(10)
+        assert stage.readline(10) == 0
+        clean(stage, before)
+        return reached
+    assert reached
     assert status == (-signal.SIGKILL if role == "supervisor" else 32), (stage.site.directory / "messages").read_text()
-    return clean(stage, before)
+    clean(stage, before)
+    return True
 
 
-def clean(stage: Stage, before: set[str]) -> bool:
+def clean(stage: Stage, before: set[str]) -> None:
     """Check that nothing is left of a mount."""
     assert wait_for(lambda: not stage.mounted, 5), "a mount is left"
     assert wait_for(lambda: not stage.processes(), 5), f"left: {stage.processes()}"
     assert wait_for(lambda: hidden_connections(stage.site.connections) <= before, 10), "a connection is left"
     stage.site.clear_run_directories()
-    return True
 
 
 @pytest.mark.parametrize("role", ["supervisor", "worker"])

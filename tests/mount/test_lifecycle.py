@@ -76,7 +76,12 @@ def one_line(text: str) -> str:
 @pytest.mark.parametrize("fast", FAST)
 def test_unmounting_ends_the_server(site: Site, device: Path, fast: str) -> None:
     mount = site.attach(device, f"fastpath={fast}")
-    assert sorted(mount.host_processes().values()) == ["famfs-reaper", "famfs-superviso", "famfs-worker"]
+    assert sorted(mount.host_processes().values()) == [
+        "famfs-notifier",
+        "famfs-reaper",
+        "famfs-superviso",
+        "famfs-worker",
+    ]
     succeed("umount", mount.path)
     assert mount.gone(5)
     assert list(mount.host.run_directory.iterdir()) == []
@@ -115,7 +120,12 @@ def test_signal_with_an_open_file_detaches_and_the_file_stays_readable(site: Sit
         assert wait_for(lambda: not mount.attached, 5)
         assert mount.connected
         assert ask(holder) == "hello"
-        assert sorted(mount.host_processes().values()) == ["famfs-reaper", "famfs-superviso", "famfs-worker"]
+        assert sorted(mount.host_processes().values()) == [
+            "famfs-notifier",
+            "famfs-reaper",
+            "famfs-superviso",
+            "famfs-worker",
+        ]
     assert mount.gone(5)
 
 

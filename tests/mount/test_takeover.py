@@ -49,7 +49,8 @@ PATTERN = random.Random(7).randbytes(3 * MIB + 17)
 # longest took. `made` is what the log must hold afterwards.
 LOAD = """
 import errno, hashlib, json, os, random, sys, time
-root, kind, seconds, number = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4]
+root, kind, seconds, number = ".", sys.argv[2], float(sys.argv[3]), sys.argv[4]
+os.chdir(sys.argv[1])
 rng = random.Random(number)
 calls, failures, made, longest = {}, [], {}, [0.0, ""]
 deadline = time.monotonic() + seconds
@@ -374,4 +375,5 @@ def test_device_that_cannot_be_read_any_more_ends_the_mount(site: Site, device: 
     assert site.mounts() == []
     assert server.returncode == 32
     assert "5 workers in a row" in messages.read_text().splitlines()[-1]
+    assert "has become shorter" in messages.read_text()
     assert "Traceback" not in messages.read_text()

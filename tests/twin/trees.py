@@ -194,12 +194,12 @@ def _written(rng: random.Random, image: Path) -> Tree:
         path = rng.choice((b"", b"d/")) + next(names)
         count = rng.choice((1, 2, 3, rng.randrange(1, layout.MAX_STRIPS + 1)))
         if rng.random() < 0.5:
-            chunk = unit << rng.randrange(4)
+            chunk = rng.choice((unit, PMD)) << rng.randrange(4)
             stripes = rng.randrange(1, 16 * PMD // chunk + 1) if chunk >= PMD else rng.randrange(1, 9)
             size = _size(rng, chunk, stripes * count)
             fmap = Fmap(tuple(extent(stripes * chunk, place) for _ in range(count)), chunk)
         else:
-            fmap = Fmap(tuple(extent(rng.randrange(1, 5) * unit, place) for _ in range(count)))
+            fmap = Fmap(tuple(extent(rng.randrange(1, 5) * rng.choice((unit, PMD)), place) for _ in range(count)))
             total = sum(part.length for part in fmap.extents)
             # Extents behind the end of a file are legal, too.
             size = rng.choice((total, total - rng.randrange(unit), rng.randrange(1, total + 1)))
