@@ -182,7 +182,6 @@ class RequestPlane:
                 self._handlers[Opcode.OPEN] = self._always(errno.ENOSYS)
             self._handlers[Opcode.READ] = self._watched(self._read)
             self._handlers[Opcode.WRITE] = self._watched(self._write)
-        self._shortest = [_SHORTEST.get(opcode, 0) for opcode in range(len(self._handlers))]
 
     def answer(self, length: int) -> bool:
         """Answer the request of `length` bytes in the buffer; False if it is not this plane's."""
@@ -198,7 +197,7 @@ class RequestPlane:
         if handler is None:
             return False
         try:
-            if size != length or length - _BODY < self._shortest[opcode]:
+            if size != length or length - _BODY < _SHORTEST.get(opcode, 0):
                 raise refusal(errno.EINVAL)
             handler(unique, nodeid, length)
         except Exception as error:
