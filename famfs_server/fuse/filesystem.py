@@ -7,6 +7,7 @@ Refusals are OSError with the errno that applications expect; errors of the volu
 import errno
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -372,7 +373,8 @@ class FileSystem:
 
     def mkdir(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> int:
         """Make and log a directory; its nodeid."""
-        return self.volume.mkdir(self._new_path(parent, name), mode & 0o7777, uid, gid)
+        path = self._new_path(parent, name)
+        return self.volume.mkdir(path, mode & 0o7777 | self._mode[parent] & stat.S_ISGID, uid, self._group(parent, gid))
 
     def create(self, parent: int, name: bytes, flags: int, mode: int, uid: int, gid: int) -> tuple[int, int]:
         """Make a file that is not logged yet, or open one that somebody made meanwhile; its nodeid and FOPEN flags.
@@ -387,7 +389,12 @@ class FileSystem:
             self.remember(node)
             return node, answer
         log.debug("%s is made", os.fsdecode(path))
-        return self.made.create(parent, name, mode, uid, gid), self.open_flags | OpenFlag.DIRECT_IO
+        made = self.made.create(parent, name, mode, uid, self._group(parent, gid))
+        return made, self.open_flags | OpenFlag.DIRECT_IO
+
+    def _group(self, parent: int, gid: int) -> int:
+        """The group of something new: that of the directory if this is set-group-ID, as on every file system."""
+        return self._gid[parent] if self._mode[parent] & stat.S_ISGID else gid
 
     @property
     def change_errno(self) -> int:

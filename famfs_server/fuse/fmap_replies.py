@@ -59,10 +59,11 @@ class FmapReplies:
         file that the dialect cannot express.
         """
         dialect = self._dialect(len(body))
+        row = self._fs.require_file(nodeid)
         if self._fs.is_growing(nodeid):
             # Its size and its place may still change, and a map may never (findings 1.7, 2.f).
             raise refusal(errno.EBUSY)
-        message = self._message(self._fs.require_file(nodeid), dialect)
+        message = self._message(row, dialect)
         room = abi.GET_FMAP_IN.unpack(body)[0] if dialect.size_probe else dialect.max_reply
         self.served += 1
         return message if len(message) <= room else message[: abi.FMAP_HEADER.size]

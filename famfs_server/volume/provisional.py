@@ -179,9 +179,12 @@ class Provisional:
     def resize(self, nodeid: int, size: int) -> None:
         """Set the size of a file that is not logged, and log it unless it is empty."""
         row = self._base + nodeid % PROVISIONAL_ROWS
-        if size > self._tree.size[row]:
+        before = self._tree.size[row]
+        if size > before:
             self.grow(nodeid, size)
-        else:
+        elif size < before:
+            # A mapping shows the rest of the last page.
+            self._zero(row, size, min(before, whole_pages(size)))
             self._tree.size[row] = size
         if size:
             self.log(nodeid)

@@ -338,7 +338,7 @@ class Volume:
         NoSpaceError, and PathError (or a kind of it) for paths that exist or have no parent.
         """
         with self.lock:
-            self._begin_append(len(files))
+            self._begin_append(len(files) + len(self.promised))
             places = self._places([new.path for new in files])
             maps: list[Fmap] = []
             try:
@@ -378,7 +378,7 @@ class Volume:
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> int:
         """Log a new directory; its nodeid. Raises the errors of `create_many`."""
         with self.lock:
-            index = self._begin_append(1)
+            index = self._begin_append(1 + len(self.promised))
             place = self._places([path])[0]
             entry = log.build_mkdir(index, path, mode=mode, uid=uid, gid=gid)
             append.run(append.append_steps(index, [entry]), self._memory)
@@ -404,7 +404,10 @@ class Volume:
         self._memory.write_back(target.offset, source.length)
 
     def _begin_append(self, count: int) -> int:
-        """The index of the next entry, once everything that forbids an append has been ruled out (design 6)."""
+        """The index of the next entry, once everything that forbids an append has been ruled out (design 6).
+
+        `count` entries must find room; those of files that are promised come on top for whoever is not one of them.
+        """
         if self.role is not Role.MASTER:
             raise RoleError(
                 f"{self.device}: this host is not the master of the file system, only the master can create"

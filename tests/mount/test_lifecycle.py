@@ -86,7 +86,8 @@ def test_unmounting_ends_the_server(site: Site, device: Path, fast: str) -> None
     assert mount.gone(5)
     assert list(mount.host.run_directory.iterdir()) == []
     with DaxDevice.open(str(device)) as found:
-        assert found.lock(Lock.MOUNTED, exclusive=True)
+        # A process that is ending lets go of its descriptors after it has vanished from view.
+        assert found.lock(Lock.MOUNTED, exclusive=True, wait=2)
 
 
 def test_unmounting_a_busy_mount_is_refused_and_harmless(site: Site, device: Path) -> None:

@@ -347,12 +347,19 @@ def test_refused(world: World, what: str) -> None:
         assert succeed("cat", mount / "hello") == "hello, world\n"
 
 
-def test_preallocating_is_refused(world: World) -> None:
+def test_preallocating_what_is_logged(world: World) -> None:
     for mount in (world.master, world.client):
-        for mode in (["-l", "16M"], ["-n", "-l", "4096"], ["-p", "-o", "0", "-l", "4096"], ["-z", "-l", "4096"]):
-            done = run("fallocate", *mode, mount / "scratch.trunc")
-            assert done.returncode != 0
+        target = mount / "scratch.trunc"
+        # All of it is there already.
+        succeed("fallocate", "-l", str(SCRATCH), target)
+        done = run("fallocate", "-l", "16M", target)
+        assert done.returncode == 1
+        assert "File too large" in done.stderr
+        for mode in (["-n", "-l", "4096"], ["-p", "-o", "0", "-l", "4096"], ["-z", "-l", "4096"], ["-c", "-l", "4096"]):
+            done = run("fallocate", *mode, target)
+            assert done.returncode == 1
             assert "supported" in done.stderr
+        assert succeed("stat", "-c", "%s", target).strip() == str(SCRATCH)
 
 
 def test_a_client_cannot_change_what_is_logged(world: World) -> None:

@@ -4,6 +4,7 @@
 import mmap
 import os
 import random
+from collections.abc import Iterator
 from uuid import UUID
 
 from famfs_server.dax.memory import Memory
@@ -95,13 +96,22 @@ class CrashMemory(ScratchMemory):
                 del self._unsettled[number]
         self._written_back.clear()
 
-    def crash(self, rng: random.Random) -> None:
-        """Become what a host finds after a power cut: each line as the memory may hold it. The host may go on."""
-        for number, contents in self._unsettled.items():
-            self.view[number * LINE : (number + 1) * LINE] = rng.choice(contents)
+    def crash(self, rng: random.Random, variants: int = 1) -> Iterator[None]:
+        """Be what a host finds after a power cut, in so many ways: each line as the memory may hold it.
+
+        The caller may look at the memory each time, and use it as it likes after the last one.
+        """
+        unsettled = list(self._unsettled.items())
         self._unsettled.clear()
         self._written_back.clear()
         self.steps_left = None
+        for _ in range(variants):
+            # Lines are lost and kept as they like, or mostly lost, or mostly kept.
+            kept = rng.choice((0.5, 0.2, 0.8))
+            for number, contents in unsettled:
+                chosen = contents[-1] if rng.random() < kept else rng.choice(contents[:-1])
+                self.view[number * LINE : (number + 1) * LINE] = chosen
+            yield
 
 
 def formatted(memory: Memory) -> None:
