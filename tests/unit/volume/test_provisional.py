@@ -1,0 +1,518 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are not logged yet: against a simple model, and with a worker that dies at any line of the code."""
+
+import os
+import random
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from famfs_server.errors import ExistsError, FamfsError, LogFullError, NoSpaceError
+from famfs_server.volume import check
+from famfs_server.volume import namespace as ns
+from famfs_server.volume.namespace import PROVISIONAL_ROWS
+from famfs_server.volume.provisional import FIRST_PROVISIONAL, Provisional
+from famfs_server.volume.volume import NewFile, Volume
+from memories import HOST, ScratchMemory, formatted
+
+MIB = 1 << 20
+PLACES = 37 if not os.environ.get("FAMFS_TEST_LONG") else 1
+"""Of how many lines of code one is the place of a death."""
+
+
+class World:
+    """A device, and the memory that workers hand on to one another."""
+
+    def __init__(self) -> None:
+        self.memory = ScratchMemory()
+        formatted(self.memory)
+        self.state = os.memfd_create("state")
+        self.start()
+
+    def start(self) -> None:
+        """A worker begins; there may have been another."""
+        self.volume = Volume(self.memory, HOST, "memory", state=os.dup(self.state))
+        self.made = Provisional(self.volume)
+
+    def close(self) -> None:
+        os.close(self.state)
+
+    def make(self, name: bytes) -> int:
+        """A new file in the root."""
+        return self.made.create(ns.ROOT, name, 0o640, 3, 4)
+
+    def write(self, nodeid: int, offset: int, data: bytes) -> None:
+        """Write to a file that grows."""
+        if not self.made.is_logged(nodeid):
+            self.made.grow(nodeid, offset + len(data), offset)
+        assert self.volume.write(self.made.row(nodeid), offset, memoryview(data)) == len(data)
+
+    def read(self, nodeid: int) -> bytes:
+        """All bytes of a file."""
+        row = self.made.row(nodeid)
+        return self.volume.read(row, 0, self.volume.namespace.size[row])
+
+    def logged(self) -> dict[bytes, bytes]:
+        """The files in the log, with their data, as a host sees them that has never been here; it must be clean."""
+        assert self.memory.size
+        report = check.examine(self.memory, "memory", HOST)
+        assert report.clean, list(check.render(report))
+        volume = Volume(self.memory, HOST, "memory")
+        tree = volume.namespace
+        found = {tree.path(node): volume.read(node, 0, tree.size[node]) for node in tree.walk()}
+        assert len(found) == tree.replayed
+        volume.close()
+        return found
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    world.close()
+
+
+# -- one thing at a time ------------------------------------------------------------------------
+
+
+def test_new_file(world: World) -> None:
+    node = world.make(b"new")
+    tree, row = world.volume.namespace, world.made.row(node)
+    assert node >= FIRST_PROVISIONAL
+    assert world.made.find(ns.ROOT, b"new") == node
+    assert list(world.made.within(ns.ROOT)) == [(node, b"new")]
+    assert (tree.mode[row], tree.uid[row], tree.gid[row], tree.size[row]) == (stat.S_IFREG | 0o640, 3, 4, 0)
+    assert tree.path(row) == b"new"
+    assert world.logged() == {}
+
+
+def test_released_file_is_logged_and_keeps_its_nodeid(world: World) -> None:
+    node = world.make(b"new")
+    world.write(node, 10, b"data")
+    world.made.released(node)
+    assert world.made.is_logged(node)
+    logged = world.volume.namespace.lookup(ns.ROOT, b"new")
+    assert world.made.row(node) == logged
+    assert world.made.aliases == {logged: node}
+    assert world.made.find(ns.ROOT, b"new") == 0
+    assert world.logged() == {b"new": bytes(10) + b"data"}
+    world.made.forget(node, 1)
+    assert world.made.aliases == {}
+    assert world.made.row(node) == 0
+
+
+def test_empty_file_is_dropped(world: World) -> None:
+    node = world.make(b"new")
+    world.made.released(node)
+    assert world.made.find(ns.ROOT, b"new") == 0
+    assert world.logged() == {}
+    again = world.make(b"new")
+    assert again != node
+    world.made.forget(node, 1)
+    assert world.made.find(ns.ROOT, b"new") == again
+
+
+def test_space_of_what_is_dropped_and_trimmed_comes_back(world: World) -> None:
+    free = world.volume.space.free
+    node = world.make(b"new")
+    world.write(node, 9 * MIB, b"x")
+    world.made.resize(node, 0)
+    world.made.released(node)
+    assert world.volume.space.free == free
+    node = world.make(b"new")
+    for at in range(10):
+        world.write(node, at * MIB, b"x" * MIB)
+    world.made.released(node)
+    assert world.volume.space.free == free - 10 * MIB
+
+
+def test_names_of_files_that_come_and_go_take_no_room(world: World) -> None:
+    # Far more bytes of names than the namespace has room for.
+    for number in range(40_000):
+        node = world.make(b"%060d" % number)
+        world.made.released(node)
+        world.made.forget(node, 1)
+    assert world.make(b"last")
+
+
+def test_nodeids_are_not_used_twice(world: World) -> None:
+    seen = set()
+    for number in range(50):
+        node = world.make(b"f%d" % number)
+        world.write(node, 0, b"x")
+        world.made.released(node)
+        world.made.forget(node, 1)
+        assert node not in seen
+        seen.add(node)
+        if number % 7 == 0:
+            world.start()
+
+
+def test_too_many_new_files(world: World) -> None:
+    tree = world.volume.namespace
+    tree.serial[:] = memoryview(bytes(range(1, 256)) * 8 * (PROVISIONAL_ROWS // 255 + 1))[: 8 * PROVISIONAL_ROWS].cast(
+        "Q"
+    )
+    with pytest.raises(NoSpaceError, match="new files are open"):
+        world.make(b"new")
+    tree.serial[5] = 0
+    assert world.make(b"new") % PROVISIONAL_ROWS == 5
+
+
+def test_names_are_taken(world: World) -> None:
+    world.make(b"new")
+    world.volume.mkdir(b"dir", 0o755, 0, 0)
+    for name in (b"new", b"dir"):
+        with pytest.raises(ExistsError):
+            world.make(name)
+        with pytest.raises(ExistsError):
+            world.volume.mkdir(name, 0o755, 0, 0)
+        with pytest.raises(ExistsError):
+            world.volume.create(NewFile(name, 1, 0o644, 0, 0))
+
+
+def test_room_in_the_log_is_kept_for_new_files(world: World) -> None:
+    world.volume.last_index = 1
+    world.memory.write(0x200000, b"")
+    header = world.volume._header()
+    world.volume._header = lambda: type(header)(header.length, 1, header.next_seqnum, header.next_index, header.crc)  # type: ignore[method-assign]
+    node = world.make(b"one")
+    world.make(b"two")
+    for act in (
+        lambda: world.make(b"three"),
+        lambda: world.volume.mkdir(b"three", 0o755, 0, 0),
+        lambda: world.volume.create(NewFile(b"three", 1, 0o644, 0, 0)),
+    ):
+        with pytest.raises(LogFullError):
+            act()
+    world.write(node, 0, b"1")
+    world.made.log(node)
+    assert world.logged() == {b"one": b"1"}
+
+
+# -- against a model ----------------------------------------------------------------------------
+
+
+class Model:
+    """A file as it should be."""
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        self.opens = 1
+        self.lookups = 1
+        self.data = bytearray()
+        self.logged = False
+
+
+class Machine(RuleBasedStateMachine):
+    """Files that are made, grow, and are closed, in any order, with takeovers in between."""
+
+    NAMES = tuple(b"f%d" % number for number in range(6))
+
+    @initialize()
+    def begin(self) -> None:
+        self.world = World()
+        self.files: dict[bytes, Model] = {}
+        self.known: list[Model] = []
+        self.step = 0
+
+    def _new(self) -> list[Model]:
+        return [file for file in self.files.values() if not file.logged]
+
+    @rule(name=st.sampled_from(NAMES))
+    def create(self, name: bytes) -> None:
+        if name in self.files:
+            with pytest.raises(ExistsError):
+                self.world.make(name)
+        else:
+            self.files[name] = Model(self.world.make(name))
+            self.known.append(self.files[name])
+
+    @rule(name=st.sampled_from(NAMES), offset=st.integers(0, 5 * MIB), length=st.integers(1, 9000))
+    def write(self, name: bytes, offset: int, length: int) -> None:
+        file = self.files.get(name)
+        if file is None or not file.opens:
+            return
+        self.step += 1
+        data = bytes([self.step & 255 or 1]) * length
+        if file.logged:
+            data = data[: max(len(file.data) - offset, 0)]
+        if data:
+            self.world.write(file.node, offset, data)
+            if len(file.data) < offset + len(data):
+                file.data.extend(bytes(offset + len(data) - len(file.data)))
+            file.data[offset : offset + len(data)] = data
+
+    @rule(name=st.sampled_from(NAMES), size=st.one_of(st.just(0), st.integers(0, 5 * MIB)))
+    def resize(self, name: bytes, size: int) -> None:
+        file = self.files.get(name)
+        if file is None or file.logged or not file.opens:
+            return
+        self.world.made.resize(file.node, size)
+        del file.data[size:]
+        file.data.extend(bytes(size - len(file.data)))
+        file.logged = size > 0
+
+    @rule(name=st.sampled_from(NAMES))
+    def fsync(self, name: bytes) -> None:
+        file = self.files.get(name)
+        if file is not None and file.opens:
+            self.world.made.log(file.node)
+            file.logged = bool(file.data)
+
+    @rule(name=st.sampled_from(NAMES))
+    def open_once_more(self, name: bytes) -> None:
+        file = self.files.get(name)
+        if file is not None and file.lookups:
+            self.world.made.opened(file.node)
+            file.opens += 1
+
+    @rule(name=st.sampled_from(NAMES))
+    def look_up(self, name: bytes) -> None:
+        file = self.files.get(name)
+        if file is not None and file.lookups:
+            self.world.made.remember(file.node)
+            file.lookups += 1
+
+    @rule(name=st.sampled_from(NAMES))
+    def release(self, name: bytes) -> None:
+        file = self.files.get(name)
+        if file is None or not file.opens:
+            return
+        file.opens -= 1
+        self.world.made.released(file.node)
+        if not file.opens and not file.data:
+            del self.files[name]
+        elif not file.opens:
+            file.logged = True
+
+    @rule(pick=st.integers(0, 1 << 16), whole=st.booleans())
+    def forget(self, pick: int, whole: bool) -> None:
+        closed = [file for file in self.known if file.lookups and not file.opens]
+        if closed:
+            file = closed[pick % len(closed)]
+            count = file.lookups if whole else 1
+            file.lookups -= count
+            self.world.made.forget(file.node, count)
+
+    @rule(name=st.sampled_from(NAMES))
+    def make_otherwise(self, name: bytes) -> None:
+        if name in self.files:
+            with pytest.raises(ExistsError):
+                self.world.volume.create(NewFile(name, 5, 0o644, 0, 0))
+
+    @rule()
+    def take_over(self) -> None:
+        self.world.start()
+
+    @invariant()
+    def agrees(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        made, tree = self.world.made, self.world.volume.namespace
+        assert dict(made.within(ns.ROOT)) == {f.node: name for name, f in self.files.items() if not f.logged}
+        for name, file in self.files.items():
+            assert made.find(ns.ROOT, name) == (0 if file.logged else file.node)
+            assert bool(tree.lookup(ns.ROOT, name)) == file.logged
+            if file.lookups or file.opens:
+                assert made.is_logged(file.node) == file.logged
+                assert made.opens(file.node) == file.opens
+                assert tree.size[made.row(file.node)] == len(file.data)
+        for file in self.known:
+            if not file.lookups and not file.opens:
+                assert made.row(file.node) == 0
+        aliases = {tree.lookup(ns.ROOT, n): f.node for n, f in self.files.items() if f.logged and f.lookups + f.opens}
+        assert made.aliases == aliases
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        for name in list(self.files):
+            if not self.files[name].logged:
+                assert self.world.read(self.files[name].node) == self.files[name].data
+            while name in self.files and self.files[name].opens:
+                self.release(name)
+        assert self.world.logged() == {name: bytes(file.data) for name, file in self.files.items()}
+        self.world.close()
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=40 if PLACES > 1 else 1000, stateful_step_count=40)
+
+
+# -- with a worker that dies --------------------------------------------------------------------
+
+
+def dies(act: Callable[[], object], place: int) -> bool:
+    """Do something in another process that is killed before the `place`-th line of the volume's code, and say whether
+    it came to that."""
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal place
+        if "/famfs_server/" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            place -= 1
+            if place < 0:
+                os._exit(9)
+        return trace
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            sys.settrace(trace)
+            act()
+            sys.settrace(None)
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status in (0, 9)
+    return status == 9
+
+
+DATA = bytes(range(1, 251)) * 13000
+"""More than one unit of allocation."""
+
+
+def create(world: World, node: int) -> None:
+    """As the kernel asks for it, the first time or again."""
+    if not world.made.find(ns.ROOT, b"other"):
+        world.make(b"other")
+
+
+def write(world: World, node: int) -> None:
+    world.write(node, len(DATA), b"x" * len(DATA))
+
+
+def size(world: World, node: int) -> None:
+    if not world.made.is_logged(node):
+        world.made.resize(node, len(DATA) + 5)
+
+
+def cut(world: World, node: int) -> None:
+    if not world.made.is_logged(node):
+        world.made.resize(node, 2 * MIB)
+
+
+def fsync(world: World, node: int) -> None:
+    if not world.made.is_logged(node):
+        world.made.log(node)
+
+
+OUTCOME: dict[Callable[[World, int], None], bytes] = {
+    create: DATA,
+    write: DATA + b"x" * len(DATA),
+    size: DATA + bytes(5),
+    cut: DATA[: 2 * MIB],
+    fsync: DATA,
+}
+
+
+@contextmanager
+def places(rng: random.Random) -> Iterator[Iterator[int]]:
+    """Where to die: some of the lines, from the first to that behind the last."""
+    yield iter(range(rng.randrange(PLACES), 100_000, PLACES))
+
+
+def finish(world: World, node: int, expected: dict[bytes, bytes]) -> None:
+    """Nothing is lost, nothing is shared, and nobody's space is given to anybody else."""
+    world.volume.create(NewFile(b"later", 7 * MIB, 0o644, 0, 0))
+    for name in (b"file", b"other", b"neighbour"):
+        if found := world.made.find(ns.ROOT, name):
+            world.made.released(found)
+    world.made.settle(node)
+    assert list(world.made.within(ns.ROOT)) == []
+    assert world.logged() == {**expected, b"neighbour": b"n" * 5000, b"later": bytes(7 * MIB)}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("act", OUTCOME, ids=lambda act: act.__name__)
+def test_death_at_any_line_loses_and_doubles_nothing(act: Callable[[World, int], None], rng: random.Random) -> None:
+    with places(rng) as numbers:
+        for place in numbers:
+            world = World()
+            node = world.make(b"file")
+            world.write(node, 0, DATA)
+            neighbour = world.make(b"neighbour")
+            world.write(neighbour, 0, b"n" * 5000)
+            died = dies(lambda world=world, node=node: act(world, node), place)
+            world.start()
+            act(world, node)
+            finish(world, node, {b"file": OUTCOME[act]})
+            world.close()
+            if not died:
+                return
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("data", [DATA, b""], ids=["full", "empty"])
+def test_death_at_any_line_of_a_close(data: bytes, rng: random.Random) -> None:
+    with places(rng) as numbers:
+        for place in numbers:
+            world = World()
+            node = world.make(b"file")
+            if data:
+                world.write(node, 0, data)
+            neighbour = world.make(b"neighbour")
+            world.write(neighbour, 0, b"n" * 5000)
+            died = dies(lambda world=world, node=node: world.made.released(node), place)
+            world.start()
+            # The request plane knows from the number of opens whether this one was counted.
+            if world.made.opens(node):
+                world.made.released(node)
+            else:
+                world.made.settle(node)
+            assert world.made.find(ns.ROOT, b"file") == 0
+            finish(world, node, {b"file": data} if data else {})
+            world.made.forget(node, 1)
+            assert world.made.row(node) == 0
+            world.close()
+            if not died:
+                return
+
+
+@pytest.mark.timeout(600)
+def test_death_at_any_line_of_an_append(rng: random.Random) -> None:
+    with places(rng) as numbers:
+        for place in numbers:
+            world = World()
+            node = world.make(b"file")
+            world.write(node, 0, DATA)
+            world.write(world.make(b"neighbour"), 0, b"n" * 5000)
+            new = [NewFile(b"dir/a", 3 * MIB, 0o644, 0, 0), NewFile(b"dir/b", 5, 0o644, 0, 0)]
+
+            def act(world: World = world, new: list[NewFile] = new) -> None:
+                if not world.volume.namespace.lookup(ns.ROOT, b"dir"):
+                    world.volume.mkdir(b"dir", 0o755, 1, 2)
+                if not world.volume.namespace.resolve(b"dir/a"):
+                    world.volume.create_many(new)
+
+            died = dies(act, place)
+            world.start()
+            act()
+            made = {b"file": DATA, b"dir": b"", b"dir/a": bytes(3 * MIB), b"dir/b": bytes(5)}
+            finish(world, node, made)
+            world.close()
+            if not died:
+                return
+
+
+def test_log_that_fails_leaves_the_file_as_it_was(world: World) -> None:
+    node = world.make(b"file")
+    world.write(node, 0, b"data")
+    world.volume.foreign_writer = True
+    with pytest.raises(FamfsError, match="somebody else"):
+        world.made.log(node)
+    assert world.made.find(ns.ROOT, b"file") == node
+    world.volume.foreign_writer = False
+    world.made.log(node)
+    assert world.logged() == {b"file": b"data"}
