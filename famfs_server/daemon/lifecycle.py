@@ -146,7 +146,7 @@ def _supervise(
     try:
         supervisor.Supervisor(options, device, host, run_directory, ready, background=parent is not None).run()
     finally:
-        _remove(run_directory)
+        supervisor.remove_run_directory(run_directory)
 
 
 def _daemonise(options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path) -> None:
@@ -206,11 +206,3 @@ def _log_to(options: MountOptions, *, syslog: bool) -> None:
     handler.setFormatter(logging.Formatter(f"{_PROGRAM}[%(process)d]: %(message)s"))
     root.handlers[:] = [handler]
     root.setLevel(options.log_level)
-
-
-def _remove(directory: Path) -> None:
-    (directory / "sock").unlink(missing_ok=True)
-    try:
-        directory.rmdir()
-    except OSError as error:
-        log.debug("%s stays: %s", directory, error)

@@ -290,6 +290,7 @@ class Supervisor:
             if os.read(wait, 16):
                 return 0
             _detach(self.options.mount_point, device_number)
+            remove_run_directory(self.run_directory)
             return 0
 
         self._fork("reaper", reap)
@@ -441,3 +442,12 @@ def exit_process(status: int) -> NoReturn:
     """End a daemon without the interpreter's clean-up, which waits for threads that block in system calls."""
     logging.shutdown()
     os._exit(status)
+
+
+def remove_run_directory(directory: Path) -> None:
+    """Take away what a mount has left in its run-time directory, and the directory."""
+    (directory / "sock").unlink(missing_ok=True)
+    try:
+        directory.rmdir()
+    except OSError as error:
+        log.debug("%s stays: %s", directory, error)
