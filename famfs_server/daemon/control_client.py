@@ -20,7 +20,7 @@ from famfs_server.errors import FamfsError
 
 SOCKET_NAME = "sock"
 SHADOW_XATTR = "user.famfs.shadow"
-"""On every file of a mount: the directory that holds the socket (reference-tools 1.5)."""
+"""On every file of a mount: the directory that holds the socket (design 12)."""
 
 CREATE_LIMIT = 10_000
 """Files in one request to create; as JSON they stay far below the daemon's limit for a request."""

@@ -32,7 +32,7 @@ _LEVEL_NAMES = {"critical": 2, "error": 3, "warning": 4, "notice": 5, "info": 6,
 _TOLERATED = frozenset(
     {"_netdev", "nofail", "auto", "noauto", "user", "nouser", "users", "owner", "group", "defaults", "loop"}
 )
-"""Words for mount(8), fstab or systemd that reach a helper now and then and mean nothing to it (conventions 1.1)."""
+"""Words for mount(8), fstab or systemd that reach a helper now and then and mean nothing to it."""
 
 _TOLERATED_PREFIXES = ("x-", "X-", "comment=", "helper=", "uhelper=")
 

@@ -18,6 +18,7 @@ from famfs_server.errors import FamfsError
 from famfs_server.fuse.abi import OpenFlag, SetattrValid, inval_entry
 from famfs_server.omf import layout
 from famfs_server.volume import namespace as ns
+from famfs_server.volume.check import describe_stop
 from famfs_server.volume.provisional import FIRST_PROVISIONAL, Provisional
 from famfs_server.volume.replay import Damage
 from famfs_server.volume.volume import Role, Volume
@@ -31,7 +32,7 @@ _SOME = 256
 DOT, DOTDOT = 1, 2
 """The listing cookies of `.` and `..`."""
 SHADOW_XATTR = b"user.famfs.shadow"
-"""Names the run-time directory of the mount, in which clients find the control socket (reference-tools 1.5)."""
+"""Names the run-time directory of the mount, in which clients find the control socket (design 12)."""
 
 _TIMES = SetattrValid.ATIME | SetattrValid.MTIME | SetattrValid.CTIME
 _OWNERSHIP = SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID
@@ -95,6 +96,7 @@ class FileSystem:
         self._seconds, self._nanoseconds = divmod(self.started, 10**9)
         self._own_times = self.namespace.local_changes > 0
         self._refreshing = threading.Lock()
+        self._reported = volume.stop
         self._hinted: set[int] = set()
 
     # -- names ----------------------------------------------------------------------------------
@@ -103,6 +105,8 @@ class FileSystem:
         """The nodeid of a name, or 0; a name that is missing is looked for in what the log has gained since."""
         node = self.namespace.lookup(parent, name)
         if not node:
+            if len(name) > layout.MAX_PATH:
+                raise refusal(errno.ENAMETOOLONG)
             node = self.made.find(parent, name)
             if not node and self.follow():
                 node = self.namespace.lookup(parent, name)
@@ -121,13 +125,20 @@ class FileSystem:
     def follow(self) -> bool:
         """Replay what the log has gained, and say whether there was anything (design, "No stale misses")."""
         volume = self.volume
-        if volume.stop is not None and volume.stop.damage in _FATAL:
-            raise refusal(errno.EIO)
+        self._require_log()
         if not volume.stale():
             return False
         with self._refreshing:
             volume.refresh()
+            if volume.stop is not None and volume.stop != self._reported and not volume.lagging:
+                self._reported = volume.stop
+                log.error("%s: %s", volume.device, describe_stop(volume.stop))
+        self._require_log()
         return True
+
+    def _require_log(self) -> None:
+        if self.volume.stop is not None and self.volume.stop.damage in _FATAL:
+            raise refusal(errno.EIO)
 
     def entries(self, directory: int, cookie: int) -> Iterator[tuple[int, int, bytes]]:
         """A directory's entries behind `cookie`, as (cookie, nodeid, name).
@@ -415,11 +426,12 @@ class FileSystem:
     # -- extended attributes and figures --------------------------------------------------------
 
     def getxattr(self, nodeid: int, name: bytes) -> bytes:
-        """The value of an extended attribute; there is one, the same for every node."""
+        """The value of an extended attribute; there is one, the same for every node, and there when nothing else is:
+        by it tools find out what is wrong."""
+        if name == SHADOW_XATTR:
+            return self.settings.shadow
         self.row(nodeid)
-        if name != SHADOW_XATTR:
-            raise refusal(errno.ENODATA)
-        return self.settings.shadow
+        raise refusal(errno.ENODATA)
 
     def statfs(self) -> tuple[int, ...]:
         """The fields of the wire's statfs: the true figures of the devices and of the log."""

@@ -101,7 +101,7 @@ class Report:
 
     @property
     def fsck_bits(self) -> int:
-        """What `fsck.famfs` ends with: 0 clean, 4 errors left (conventions 1.3)."""
+        """What `fsck.famfs` ends with: 0 clean, 4 errors left, as fsck(8) says (format 6.5)."""
         return 0 if self.clean else 4
 
     def buckets(self, count: int) -> list[Bucket]:
@@ -392,4 +392,6 @@ def describe_stop(stop: Stop) -> str:
             meaning = "this entry and all behind it are hidden, and nothing can be created"
         case Damage.UNREADABLE:
             meaning = "entries from there on are hidden"
+        case Damage.REPLACED:
+            meaning = "nothing of it can be used any more; unmount it"
     return f"log entry {stop.index}: {stop.damage.value}; {meaning}"

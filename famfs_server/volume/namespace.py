@@ -37,7 +37,7 @@ PROVISIONAL_ROWS = 1 << 14
 """Rows behind those of the log, for files that are not logged yet (volume/provisional.py)."""
 _SPREAD = 0x9E3779B1
 _HEADER_WORDS = 8
-_IDENTITY, _PUBLISHED, _NAMES_USED, _EXTENTS_USED, _STARTED, _LOCAL_CHANGES, _MADE = range(7)
+_IDENTITY, _PUBLISHED, _NAMES_USED, _EXTENTS_USED, _STARTED, _LOCAL_CHANGES, _MADE, _VOLUME = range(8)
 
 EXTENT = np.dtype([("device", "<u4"), ("reserved", "<u4"), ("offset", "<u8"), ("length", "<u8")])
 """Laid out like the kernel's simple extent (protocol 1.3), so that a map is a copy of rows."""
@@ -133,10 +133,10 @@ class Namespace:
         self.extents = np.frombuffer(self._map, EXTENT, count=extent_rows, offset=extents_at)
 
     @classmethod
-    def create(cls, capacity: int, log_length: int, fd: int | None = None) -> "Namespace":
+    def create(cls, capacity: int, log_length: int, fd: int | None = None, *, volume: int = 0) -> "Namespace":
         """A tree with the root and `.meta` alone, for a log of `log_length` bytes with room for `capacity` entries.
 
-        It lies in the memfd `fd`, whatever that held before, or in a new one.
+        It lies in the memfd `fd`, whatever that held before, or in a new one. `volume` is what `volume_of` tells.
         """
         if fd is None:
             fd = os.memfd_create("famfs-namespace", os.MFD_CLOEXEC)
@@ -155,8 +155,14 @@ class Namespace:
             namespace.size[nodeid] = length
             namespace.set_fmap(nodeid, Fmap((Extent(0, offset, length),)))
             namespace.attach(nodeid, META, name)
+        namespace._header[_VOLUME] = volume
         namespace._header[_IDENTITY] = namespace._identity
         return namespace
+
+    @staticmethod
+    def volume_of(fd: int) -> int:
+        """The number of the volume whose tree another process has left in the memfd `fd`; 0 where there is none."""
+        return int.from_bytes(os.pread(fd, 8, 8 * _VOLUME), "little")
 
     @classmethod
     def resume(cls, capacity: int, fd: int) -> "Namespace | None":

@@ -126,6 +126,8 @@ class Volume:
         """Names (parent, name) that belong to files which are not logged yet, to their provisional nodeids."""
         self.lock = threading.RLock()
         self._state = state
+        if state is not None and Namespace.volume_of(state) not in (0, self._number):
+            raise MediaError(f"{device}: holds another file system than the one that is mounted; unmount it")
         resumed = None if state is None else Namespace.resume(self.last_index + 1, state)
         if resumed is None:
             self.namespace, self._space, self._replay = self._start(self._new_namespace(), bulk=True)
@@ -145,8 +147,12 @@ class Volume:
         except MediaError as error:
             raise MediaError(f"{self.device}: {error}") from error
 
+    @property
+    def _number(self) -> int:
+        return self.superblock.uuid.int >> 64
+
     def _new_namespace(self) -> Namespace:
-        return Namespace.create(self.last_index + 1, self.superblock.log_length, self._state)
+        return Namespace.create(self.last_index + 1, self.superblock.log_length, self._state, volume=self._number)
 
     def _start(self, tree: Namespace, *, bulk: bool) -> tuple[Namespace, Space, Replay]:
         space = Space(

@@ -535,7 +535,7 @@ class FakeKernel:
         return self._entered(payload, parent, name)
 
     def listing(self, directory: Inode, size: int = PAGE) -> Iterator[tuple[bytes, Inode | None]]:
-        """A directory's entries by READDIRPLUS, in reads of `size` bytes; no inode with `.` and `..`."""
+        """A directory's entries by READDIRPLUS, in reads of `size` bytes; no inode with `.`, `..`, and names alone."""
         handle, *_ = OPEN_OUT.unpack(self.call(Op.OPENDIR, directory.nodeid, bytes(8), exact=16))
         cookie = 0
         while payload := self._list(Op.READDIRPLUS, directory, handle, cookie, size):
@@ -579,8 +579,10 @@ class FakeKernel:
         """Every file and directory below the root."""
         todo = [self.root()]
         while todo:
-            for _, inode in list(self.listing(todo.pop())):
-                if inode:
+            directory = todo.pop()
+            for name, listed in list(self.listing(directory)):
+                if name not in (b".", b".."):
+                    inode = listed or self.lookup(directory, name)
                     yield inode
                     if inode.is_directory:
                         todo.append(inode)

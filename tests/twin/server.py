@@ -158,10 +158,14 @@ class Twin:
 
     def mount(self) -> FakeKernel:
         """Complete INIT and wait until the server says that it serves. Raises Refused."""
-        unique = self.kernel.start_init()
-        while not self.kernel.answered(unique) and self.kernel.pump(self.kernel.timeout, self._messages.fileno()):
-            pass
-        if self.kernel.answered(unique):
+        unique = 0
+        # A server that finds fault with the media may be gone before it is asked.
+        with suppress(BrokenPipeError):
+            unique = self.kernel.start_init()
+        while unique and not self.kernel.answered(unique):
+            if not self.kernel.pump(self.kernel.timeout, self._messages.fileno()):
+                break
+        if unique and self.kernel.answered(unique):
             self.kernel.finish_init(unique)
         message = self._message()
         if "error" in message:

@@ -156,7 +156,7 @@ def _grown(rng: random.Random, image: Path) -> Tree:
     directories = [b""]
     for _ in range(rng.randrange(4)):
         parent = rng.choice(directories)
-        if len(parent) < 40:
+        if len(parent) < 20:
             directories.append((parent + b"/" + next(names)).strip(b"/"))
             volume.mkdir(directories[-1], 0o755, 0, 0)
     new = []
