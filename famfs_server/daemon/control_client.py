@@ -25,7 +25,7 @@ SHADOW_XATTR = "user.famfs.shadow"
 CREATE_LIMIT = 10_000
 """Files in one request to create; as JSON they stay far below the daemon's limit for a request."""
 
-_CALL_SECONDS = 60.0
+_CALL_SECONDS = 600.0
 _MAX_RESPONSE = 64 << 20
 _CHUNK = 1 << 16
 

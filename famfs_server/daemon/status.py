@@ -35,6 +35,7 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
         "space": {"capacity": figures.capacity, "allocated": figures.allocated, "free": figures.free},
         "skipped": {fault.name.lower(): count for fault, count in figures.skipped.items()},
         "damage": None if figures.stop is None else {"index": figures.stop.index, "what": figures.stop.damage.value},
+        "lagging": volume.lagging,
         "foreign_writer": volume.foreign_writer,
         "not_logged_yet": len(volume.promised),
         "local_changes": filesystem.namespace.local_changes,

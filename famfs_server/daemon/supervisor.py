@@ -397,8 +397,8 @@ class Pulse:
     def _progress(self) -> tuple[int, ...]:
         record = self._session.record
         if record.at_libfuse:
-            return record.answered, record.at_libfuse, record.beats
-        return (record.answered,)
+            return record.answered, record.work, record.at_libfuse, record.beats
+        return record.answered, record.work
 
     def _waiting(self) -> bool:
         record = self._session.record

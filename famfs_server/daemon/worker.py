@@ -125,6 +125,7 @@ def _serve(assignment: Assignment) -> int:
     options, session, takeover = assignment.options, assignment.session, assignment.takeover
     memory = assignment.device.memory()
     volume = Volume(memory, assignment.host, assignment.device.path, state=session.namespace)
+    volume.progress = session.record.working
     channel = Channel(session)
     if takeover is None:
         _report_damage(volume)
@@ -222,10 +223,8 @@ def _negotiate(channel: Channel, options: MountOptions, mode: Mode) -> Decision:
     )
     decision = decide(request, policy=options.fmap, forced=options.dialect, evidence=evidence)
     if decision.data_path == "fmap" and mode is not Mode.FSDEV:
-        reason = (
-            f"{decision.reason}, but the kernel can use the device only in famfs mode and it is in {mode.value}; "
-            "switch it with daxctl reconfigure-device -m famfs"
-        )
+        # Until superblock and log can be read through the mount itself, famfs mode is of no use either.
+        reason = f"{decision.reason}, but takes maps only of devices in famfs mode, and this one is {mode.value}"
         decision = Decision("server", reason, failed=options.fmap == "require")
     if decision.failed:
         raise NegotiationError(f"fmap=require cannot be met: {decision.reason}")

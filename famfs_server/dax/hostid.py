@@ -25,9 +25,9 @@ def uuid_file() -> Path:
 def system_uuid() -> UUID:
     """This host's UUID, made on first need. Raises HostIdError with the cause."""
     path = uuid_file()
-    if not path.is_file():
-        _create(path)
     try:
+        if not path.is_file():
+            _create(path)
         text = path.read_bytes().replace(b"\0", b" ").split()
     except OSError as error:
         raise HostIdError(f"cannot read the system UUID in {path}: {_reason(error)}") from error

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 BLOCK_SIZE = 4096
 """st_blksize, and the unit of statfs."""
 DAY = 86400
+LONG = 64 << 20
+"""Bytes that are zeroed within a request; more than that is done beside the request plane."""
 _SOME = 256
 DOT, DOTDOT = 1, 2
 """The listing cookies of `.` and `..`."""
@@ -265,6 +267,10 @@ class FileSystem:
                 column[row] = max(value, 1)
                 self._own_times = True
         tree.local_changes += 1
+
+    def takes_long(self, nodeid: int, size: int) -> bool:
+        """Whether making a file `size` bytes long would hold up other requests: new space is zeroed."""
+        return self.is_growing(nodeid) and size - self.namespace.size[self.row(nodeid)] > LONG
 
     def _set_size(self, nodeid: int, row: int, size: int) -> None:
         if self.is_growing(nodeid):

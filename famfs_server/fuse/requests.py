@@ -9,6 +9,7 @@ that a poisoned page becomes EIO for one reader and not a SIGBUS for all (design
 import errno
 import logging
 import os
+import threading
 from collections.abc import Callable
 from struct import Struct
 from typing import Final
@@ -262,8 +263,12 @@ class RequestPlane:
             now if valid & SetattrValid.MTIME_NOW else mtime * _NSEC + mtime_ns,
             ctime * _NSEC + ctime_ns,
         )
-        self._fs.setattr(nodeid, new)
-        self._getattr(unique, nodeid, length)
+
+        def change() -> None:
+            self._fs.setattr(nodeid, new)
+            self._getattr(unique, nodeid, length)
+
+        self._run(unique, change, beside=bool(valid & SetattrValid.SIZE) and self._fs.takes_long(nodeid, size))
 
     def _mkdir(self, unique: int, nodeid: int, length: int) -> None:
         mode, umask = abi.MKDIR_IN.unpack_from(self._buffer, _BODY)
@@ -283,6 +288,20 @@ class RequestPlane:
         timeout = fs.timeout(node)
         entry = (node, 0, timeout, timeout, 0, 0, *fs.attr(node))
         reply(self._fuse, abi.CREATE_REPLY.pack(160, 0, unique, *entry, 0, answer, 0))
+
+    def _run(self, unique: int, change: Callable[[], None], *, beside: bool) -> None:
+        """Carry out a change and answer it, here or in a thread of its own where others would wait for it too long."""
+
+        def carry_out() -> None:
+            try:
+                change()
+            except Exception as error:
+                reply(self._fuse, abi.error_reply(unique, errno_of(error)))
+
+        if beside:
+            threading.Thread(target=carry_out, name="long change", daemon=True).start()
+        else:
+            carry_out()
 
     def _made_before(self, opcode: int, unique: int, nodeid: int, length: int) -> Handler | None:
         """How to answer a MKDIR or CREATE that a dead worker has carried out already; nothing for any other
@@ -327,8 +346,12 @@ class RequestPlane:
 
     def _fallocate(self, unique: int, nodeid: int, length: int) -> None:
         _, offset, count, mode = abi.FALLOCATE_IN.unpack_from(self._buffer, _BODY)
-        self._fs.allocate(nodeid, offset, count, mode)
-        self._nothing(unique, nodeid, length)
+
+        def change() -> None:
+            self._fs.allocate(nodeid, offset, count, mode)
+            self._nothing(unique, nodeid, length)
+
+        self._run(unique, change, beside=self._fs.takes_long(nodeid, offset + count))
 
     def _nothing(self, unique: int, nodeid: int, length: int) -> None:
         reply(self._fuse, abi.OUT_HEADER.pack(16, 0, unique))

@@ -27,7 +27,7 @@ _SMALL_MAX_WRITE = 1 << 17
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
 _RING = 64
-_ANSWERED, _LAST, _RELAYED, _RETURNED, _BEAT, _POISON, _TAKEOVERS, _RING_AT = range(8)
+_ANSWERED, _LAST, _RELAYED, _RETURNED, _BEAT, _POISON, _TAKEOVERS, _WORK, _RING_AT = range(9)
 _UNIQUE_OFFSET = 8
 
 
@@ -69,6 +69,10 @@ class SessionRecord:
         """The control plane is alive."""
         self._words[_BEAT] += 1
 
+    def working(self) -> None:
+        """A request that takes long has made some progress."""
+        self._words[_WORK] += 1
+
     def note_change(self, unique: int, before: int) -> None:
         """Before a request that changes something is served: how it was before, as a number that tells whether it has
         been served: where the log ended, or how often a file was open (decisions 15)."""
@@ -89,6 +93,11 @@ class SessionRecord:
     def answered(self) -> int:
         """Requests that the request plane has dealt with since the mount."""
         return self._words[_ANSWERED]
+
+    @property
+    def work(self) -> int:
+        """Steps of long work so far."""
+        return self._words[_WORK]
 
     @property
     def beats(self) -> int:

@@ -170,11 +170,12 @@ class Provisional:
             if end <= size:
                 return
             self._reserve(row, end)
-            if written is None or written > size:
-                self._zero(row, size, end if written is None else written)
-            if end < whole_pages(end):
-                self._zero(row, end, whole_pages(end))
-            tree.size[row] = end
+        # The kernel lets nobody else change the size meanwhile, and other files need not wait.
+        if written is None or written > size:
+            self._zero(row, size, end if written is None else written)
+        if end < whole_pages(end):
+            self._zero(row, end, whole_pages(end))
+        tree.size[row] = end
 
     def resize(self, nodeid: int, size: int) -> None:
         """Set the size of a file that is not logged, and log it unless it is empty."""

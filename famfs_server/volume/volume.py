@@ -3,7 +3,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from stat import S_IFDIR, S_IFREG
@@ -34,6 +34,8 @@ _REFRESH_BLOCK = 256
 
 
 _PAGE = 4096
+_LONG = 64 << 20
+"""Bytes of a step in work on long ranges."""
 PATIENCE_SECONDS = 0.01
 """How long a half-visible entry is read again before a request that waits for it is answered (decisions 7)."""
 
@@ -122,6 +124,10 @@ class Volume:
         """Whether another host's last entry was only half visible when the log was read last (decisions 7)."""
         self._settled = True
         self.foreign_writer = False
+        self.progress: Callable[[], None] = lambda: None
+        """Called from time to time in work that takes long, to show that it moves."""
+        self._being_made: set[tuple[int, bytes]] = set()
+        """Names (parent, name) of files whose space is being zeroed, before they are logged."""
         self.promised: dict[tuple[int, bytes], int] = {}
         """Names (parent, name) that belong to files which are not logged yet, to their provisional nodeids."""
         self.lock = threading.RLock()
@@ -255,14 +261,14 @@ class Volume:
         """How many entries the log holds now; nothing, and a REPLACED stop, where it is not the same log any more."""
         try:
             same = self._memory.read_fresh(0, layout.SUPERBLOCK_CRC_SPAN) == self._identity
-            end = self._header().next_index if same else 0
+            end = self._header().next_index if same else -1
         except MediaError:
-            end = 0
+            end = -1
         except DeviceFaultError:
             self.stop = Stop(self.namespace.replayed, Damage.UNREADABLE)
             return None
         if end < self.namespace.replayed:
-            self.stop = Stop(end, Damage.REPLACED)
+            self.stop = Stop(max(end, 0), Damage.REPLACED)
             return None
         return end
 
@@ -326,8 +332,10 @@ class Volume:
     def write_back(self, nodeid: int) -> None:
         """Write a whole file's cache lines back to memory."""
         ranges = self._ranges(nodeid, 0, self.namespace.size[nodeid])
-        for memory, start, count in ranges:
-            memory.write_back(start, count)
+        for memory, first, count in ranges:
+            for start in range(first, first + count, _LONG):
+                memory.write_back(start, min(_LONG, first + count - start))
+                self.progress()
         for memory, _, _ in ranges:
             memory.fence()
 
@@ -344,7 +352,7 @@ class Volume:
         NoSpaceError, and PathError (or a kind of it) for paths that exist or have no parent.
         """
         with self.lock:
-            self._begin_append(len(files) + len(self.promised))
+            self._begin_append(len(files) + len(self.promised) + len(self._being_made))
             places = self._places([new.path for new in files])
             maps: list[Fmap] = []
             try:
@@ -352,14 +360,28 @@ class Volume:
                     if new.size <= 0:
                         raise PathError(f"{new.path.decode(errors='replace')}: a famfs file cannot be empty")
                     maps.append(self.space.allocate(new.size, new.interleave))
-                for new, fmap in zip(files, maps, strict=True):
-                    for extent in fmap_arithmetic.runs(fmap, 0, whole_pages(new.size)):
-                        self.zero(extent)
-                return self._log_files(files, maps, places)
             except BaseException:
-                for fmap in maps:
-                    self.space.free_again(fmap)
+                self._free(maps)
                 raise
+            self._being_made.update(places)
+        # Zeroing takes as long as the files are large; nobody else must wait for it.
+        try:
+            for new, fmap in zip(files, maps, strict=True):
+                for extent in fmap_arithmetic.runs(fmap, 0, whole_pages(new.size)):
+                    self.zero(extent)
+            with self.lock:
+                return self._log_files(files, maps, places)
+        except BaseException:
+            with self.lock:
+                self._free(maps)
+            raise
+        finally:
+            with self.lock:
+                self._being_made.difference_update(places)
+
+    def _free(self, maps: Sequence[Fmap]) -> None:
+        for fmap in maps:
+            self.space.free_again(fmap)
 
     def log_files(self, files: Sequence[NewFile], maps: Sequence[Fmap]) -> list[int]:
         """Log files whose space is allocated already; their nodeids. Raises the errors of `create_many`."""
@@ -399,7 +421,10 @@ class Volume:
         """Fill a range with zeroes, so that nobody reads what its former owner left there (design, "Writing")."""
         memory = self.memories[extent.device]
         assert memory is not None
-        memory.zero(extent.offset, extent.length)
+        end = extent.offset + extent.length
+        for start in range(extent.offset, end, _LONG):
+            memory.zero(start, min(_LONG, end - start))
+            self.progress()
 
     def copy_range(self, source: Extent, target: Extent) -> None:
         """Copy the bytes of `source` to the beginning of `target`, on the primary device."""
@@ -407,6 +432,7 @@ class Volume:
         for done in range(0, source.length, step):
             count = min(step, source.length - done)
             self._memory.write(target.offset + done, self._memory.view[source.offset + done :][:count])
+            self.progress()
         self._memory.write_back(target.offset, source.length)
 
     def _begin_append(self, count: int) -> int:
@@ -444,7 +470,7 @@ class Volume:
 
     def _places(self, paths: Sequence[bytes]) -> list[tuple[int, bytes]]:
         """Parent nodeid and name for each of the new paths."""
-        tree, promised = self.namespace, self.promised
+        tree, taken = self.namespace, self.promised.keys() | self._being_made
         parents: dict[bytes, int] = {}
         seen: set[bytes] = set()
         places = []
@@ -454,7 +480,7 @@ class Volume:
                 raise PathError(f"{path.decode(errors='replace')}: not a plain path below the mount point")
             head, _, name = path.rpartition(b"/")
             parent = parents.get(head) or parents.setdefault(head, self._directory(head))
-            if path in seen or (parent, name) in promised or tree.lookup(parent, name):
+            if path in seen or (parent, name) in taken or tree.lookup(parent, name):
                 raise ExistsError(f"{path.decode(errors='replace')} exists already")
             seen.add(path)
             places.append((parent, name))

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The record that outlives a worker, seen by one process and by the next."""
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from famfs_server.fuse import abi
+from famfs_server.fuse.abi import Opcode
+from famfs_server.fuse.session import BUFFER, Session, SessionRecord
+
+
+@pytest.fixture
+def record() -> Iterator[SessionRecord]:
+    record = SessionRecord.create()
+    yield record
+    os.close(record.fd)
+
+
+def read(record: SessionRecord, unique: int, opcode: int = Opcode.GETATTR) -> None:
+    """A request comes into the buffer, as the kernel puts it there."""
+    request = abi.IN_HEADER.pack(abi.IN_HEADER.size, opcode, unique, 1, 0, 0, 1, 0)
+    record.buffer[: len(request)] = request
+
+
+def test_nothing_has_happened_yet(record: SessionRecord) -> None:
+    assert (record.answered, record.beats, record.at_libfuse, record.in_hand) == (0, 0, 0, 0)
+    assert (record.poison, record.takeovers) == (0, 0)
+    assert len(record.buffer) == BUFFER
+    assert record.noted_change(2) is None
+
+
+def test_request_is_in_hand_until_it_is_answered(record: SessionRecord) -> None:
+    read(record, 10)
+    assert record.in_hand == 10
+    record.done(10)
+    assert (record.in_hand, record.answered) == (0, 1)
+    read(record, 12)
+    assert record.in_hand == 12
+
+
+def test_request_that_is_sent_again_is_the_same_request(record: SessionRecord) -> None:
+    read(record, 10 | abi.UNIQUE_RESEND)
+    assert record.in_hand == 10
+    record.done(10 | abi.UNIQUE_RESEND)
+    assert record.in_hand == 0
+    record.note_change(10, 7)
+    assert record.noted_change(10 | abi.UNIQUE_RESEND) == 7
+    record.note_change(12 | abi.UNIQUE_RESEND, 8)
+    assert record.noted_change(12) == 8
+
+
+def test_request_that_was_answered_before_it_was_sent_again(record: SessionRecord) -> None:
+    read(record, 10)
+    record.done(10)
+    read(record, 10 | abi.UNIQUE_RESEND)
+    assert record.in_hand == 10
+
+
+def test_changes_are_noted_for_the_last_requests(record: SessionRecord) -> None:
+    uniques = list(range(2, 2 + 2 * 500, 2))
+    for number, unique in enumerate(uniques):
+        record.note_change(unique, number)
+    assert [record.noted_change(unique) for unique in uniques[-64:]] == list(range(436, 500))
+    assert {record.noted_change(unique) for unique in uniques[:-64]} == {None}
+
+
+def test_what_libfuse_has(record: SessionRecord) -> None:
+    for _ in range(3):
+        record.relayed()
+    record.returned()
+    assert record.at_libfuse == 2
+    record.forget_libfuse()
+    assert record.at_libfuse == 0
+    record.relayed()
+    assert record.at_libfuse == 1
+
+
+def test_another_process_sees_everything(record: SessionRecord) -> None:
+    record.poison = 77
+    pid = os.fork()
+    if pid == 0:
+        other = SessionRecord(record.fd)
+        read(other, 20)
+        other.done(18)
+        other.note_change(20, 5)
+        other.beat()
+        other.taken_over()
+        os._exit(0 if other.poison == 77 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert (record.in_hand, record.answered, record.beats, record.takeovers) == (20, 1, 1, 1)
+    assert record.noted_change(20) == 5
+
+
+def test_draining_throws_away_what_a_dead_worker_left() -> None:
+    fuse = os.open(os.devnull, os.O_RDWR)
+    session = Session.create(fuse)
+    try:
+        for end in (session.libfuse_end, session.our_end):
+            for _ in range(5):
+                end.send(b"left behind")
+        session.record.relayed()
+        session.drain()
+        assert session.record.at_libfuse == 0
+        for end in (session.libfuse_end, session.our_end):
+            with pytest.raises(BlockingIOError):
+                end.recv(1, socket.MSG_DONTWAIT)
+    finally:
+        for descriptor in (fuse, session.record.fd, session.namespace):
+            os.close(descriptor)
+        session.libfuse_end.close()
+        session.our_end.close()
