@@ -350,3 +350,35 @@ def test_memory_that_cannot_be_read(tmp_path: Path) -> None:
         volume.close()
         memory.close()
         pages.close()
+
+
+def test_an_empty_file_system_is_made_anew(memory: ScratchMemory, volume: Volume) -> None:
+    """With nothing replayed no counter goes backwards; only the superblock tells that the log is another one."""
+    formatted(memory)
+    before = media(memory)
+    with pytest.raises(MediaError, match="made anew"):
+        volume.mkdir(b"dir", 0o755, 0, 0)
+    assert media(memory) == before
+    assert volume.stop is not None
+    assert volume.stop.damage is Damage.REPLACED
+
+
+def test_a_name_is_taken_while_its_space_is_zeroed(memory: ScratchMemory, volume: Volume) -> None:
+    """Zeroing is done without the lock, and nothing may come between it and the log."""
+    refused: list[type[BaseException]] = []
+    zero = memory.zero
+
+    def meddle(offset: int, length: int) -> None:
+        memory.zero = zero  # type: ignore[method-assign]
+        with pytest.raises(ExistsError) as error:
+            volume.mkdir(b"file", 0o755, 0, 0)
+        refused.append(error.type)
+        volume.mkdir(b"another", 0o755, 0, 0)
+        zero(offset, length)
+
+    memory.zero = meddle  # type: ignore[method-assign]
+    nodeid = volume.create(file(b"file"))
+    assert refused == [ExistsError]
+    assert volume.namespace.path(nodeid) == b"file"
+    assert volume.namespace.resolve(b"another")
+    assert volume.mkdir(b"file2", 0o755, 0, 0)
