@@ -27,6 +27,7 @@ from famfs_server.errors import (
     RoleError,
 )
 from famfs_server.omf import layout, log
+from famfs_server.volume.format import make_filesystem
 from famfs_server.volume.replay import Damage
 from famfs_server.volume.space import Interleave
 from famfs_server.volume.volume import NewFile, Role, Volume
@@ -354,7 +355,7 @@ def test_memory_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_an_empty_file_system_is_made_anew(memory: ScratchMemory, volume: Volume) -> None:
     """With nothing replayed no counter goes backwards; only the superblock tells that the log is another one."""
-    formatted(memory)
+    make_filesystem(memory, "memory", HOST, log_length=LOG_LENGTH)
     before = media(memory)
     with pytest.raises(MediaError, match="made anew"):
         volume.mkdir(b"dir", 0o755, 0, 0)
