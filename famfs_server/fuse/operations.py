@@ -150,9 +150,13 @@ class FamfsOperations(pyfuse3.Operations):
 
     @_answered
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        answer = self._fs.open(inode, flags)
+        return self._opened(inode, self._fs.open(inode, flags))
+
+    @staticmethod
+    def _opened(nodeid: int, answer: int) -> FileInfo:
+        """pyfuse3 would keep the page cache unless it is told not to."""
         return FileInfo(
-            fh=FileHandleT(inode),
+            fh=FileHandleT(nodeid),
             direct_io=bool(answer & OpenFlag.DIRECT_IO),
             keep_cache=bool(answer & OpenFlag.KEEP_CACHE),
         )
@@ -217,8 +221,7 @@ class FamfsOperations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         node, answer = self._fs.create(parent_inode, name, flags, mode & ~ctx.umask, ctx.uid, ctx.gid)
-        info = FileInfo(fh=FileHandleT(node), direct_io=bool(answer & OpenFlag.DIRECT_IO))
-        return info, self._entry(InodeT(node))
+        return self._opened(node, answer), self._entry(InodeT(node))
 
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext

@@ -160,7 +160,7 @@ class Load:
 @pytest.fixture
 def device(memory_folder: Path) -> Path:
     """A device with many names, a file to read, and two to write."""
-    path = format_device(memory_folder / "device")
+    path = format_device(memory_folder / "device", size=256 << 30, log_length=32 * MIB)
     names = ("many", *(f"many/f{number:04}" for number in range(NAMES)))
     scratch = [File(f"scratch{number}", size=2 * MIB) for number in range(6)]
     populate(path, names, (File("pattern", PATTERN), *scratch))
@@ -177,7 +177,7 @@ def next_worker(mount: Mount, before: int) -> int:
         )
         return found[0] != 0
 
-    assert wait_for(there, 5), "nobody takes over"
+    assert wait_for(there, 5), f"nobody takes over from {before}: {mount.attached=} {mount.host_processes()}"
     return found[0]
 
 
