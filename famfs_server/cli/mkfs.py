@@ -18,7 +18,7 @@ _FAILED = 2
 
 @program.tool("mkfs.famfs")
 @click.option("-f", "--force", is_flag=True, help="Overwrite a file system that is there, also another host's.")
-@click.option("-k", "--kill", is_flag=True, help="Make the superblock invalid instead; needs --force.")
+@click.option("-k", "--kill", is_flag=True, help="With --force: only make the superblock invalid.")
 @click.option("-l", "--loglen", type=SIZE, default=8 << 20, help="Bytes of the log: a power of two from 8m on.")
 @click.option("-U", "--uuid", type=UUID_TEXT, help="UUID of the file system instead of a random one.")
 @click.option("-M", "--set-daxmode", is_flag=True, help="Put the device into famfs mode (not possible yet).")
@@ -50,8 +50,6 @@ def command(
     from famfs_server.fuse import mountapi
     from famfs_server.volume import format
 
-    if kill and not force:
-        raise UsageError("--kill makes all data unreachable and works only together with --force")
     format.check_log_length(loglen)
     program.refuse_daxmode(set_daxmode)
     with DaxDevice.open(device) as dax:
@@ -62,7 +60,8 @@ def command(
         dax.require_lock(Lock.MOUNTED, exclusive=True, wait=LOCK_SECONDS, why=why)
         memory = dax.memory()
         try:
-            if kill:
+            # Without force a kill is an ordinary mkfs, which refuses a device with a superblock (format 4.2).
+            if kill and force:
                 format.kill(memory)
                 click.echo(f"{device}: the superblock is invalid now")
                 return

@@ -151,7 +151,7 @@ class DaxDevice:
                 f"{self.path} is in famfs mode (driver fsdev_dax), which only a famfs kernel can use; "
                 f"for access from user space run: daxctl reconfigure-device -m devdax {os.path.basename(self.path)}"
             )
-        if length <= 0 or offset % self.align or length % self.align or offset + length > self.size:
+        if length <= 0 or offset < 0 or offset % self.align or length % self.align or offset + length > self.size:
             raise DeviceError(
                 f"{self.path}: cannot map {length} bytes at {offset}: both must be multiples of {self.align} "
                 f"within the {self.size} bytes of the device"
