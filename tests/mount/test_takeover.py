@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -133,13 +134,14 @@ class Load:
     """Processes that use a mount, each in its own way."""
 
     def __init__(self, mount: Mount, kinds: list[str], seconds: float) -> None:
+        # Into files: a pipe would hold up who has much to say, and nobody would use the mount any more.
+        self._outputs = [tempfile.TemporaryFile("w+") for _ in kinds]
         self._processes = [
             subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", LOAD, str(mount.path), kind, str(seconds), str(number)],
-                stdout=subprocess.PIPE,
-                text=True,
+                stdout=output,
             )
-            for number, kind in enumerate(kinds)
+            for number, (kind, output) in enumerate(zip(kinds, self._outputs, strict=True))
         ]
 
     @property
@@ -149,7 +151,13 @@ class Load:
 
     def reports(self) -> list[dict[str, Any]]:
         """What they have to say at the end."""
-        return [json.loads(process.communicate(timeout=30)[0]) for process in self._processes]
+        found = []
+        for process, output in zip(self._processes, self._outputs, strict=True):
+            assert process.wait(30) == 0
+            output.seek(0)
+            found.append(json.load(output))
+            output.close()
+        return found
 
     def kill(self) -> None:
         """End those that are left, which would be a failure."""
