@@ -107,7 +107,7 @@ class Server:
         while True:
             try:
                 return bool(self.client.status()["answer"] == 42)
-            except FamfsError as error:
+            except errors.FamfsError as error:
                 if "too many clients" not in str(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)
