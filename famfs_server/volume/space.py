@@ -241,6 +241,9 @@ class Space:
             self._owned[extent.device].release(extent.offset, extent.length)
             if self._usable is not self._owned:
                 self._usable[extent.device].release(extent.offset, extent.length)
+            if extent.device == 0:
+                # The next file goes where this one would have been, so that failures leave no holes.
+                self._cursor = min(self._cursor, extent.offset)
 
     def extend(self, extent: Extent, length: int) -> bool:
         """Make an extent that is owned `length` bytes long in place, if what lies behind it is free."""

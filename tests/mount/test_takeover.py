@@ -10,7 +10,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -134,15 +133,13 @@ class Load:
     """Processes that use a mount, each in its own way."""
 
     def __init__(self, mount: Mount, kinds: list[str], seconds: float) -> None:
-        # Into files: a pipe would hold up who has much to say, and nobody would use the mount any more.
-        self._outputs = [tempfile.TemporaryFile("w+") for _ in kinds]
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", LOAD, str(mount.path), kind, str(seconds), str(number)],
-                stdout=output,
-            )
-            for number, (kind, output) in enumerate(zip(kinds, self._outputs, strict=True))
-        ]
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._outputs = [mount.site.directory / f"load{number}" for number in range(len(kinds))]
+        for number, (kind, path) in enumerate(zip(kinds, self._outputs, strict=True)):
+            words = [sys.executable, "-I", "-S", "-c", LOAD, str(mount.path), kind, str(seconds), str(number)]
+            # Not a pipe: that would hold up who has much to say, and nobody would use the mount any more.
+            with path.open("wb") as output:
+                self._processes.append(subprocess.Popen(words, stdout=output))
 
     @property
     def running(self) -> bool:
@@ -151,13 +148,8 @@ class Load:
 
     def reports(self) -> list[dict[str, Any]]:
         """What they have to say at the end."""
-        found = []
-        for process, output in zip(self._processes, self._outputs, strict=True):
-            assert process.wait(30) == 0
-            output.seek(0)
-            found.append(json.load(output))
-            output.close()
-        return found
+        assert [process.wait(30) for process in self._processes] == [0] * len(self._processes)
+        return [json.loads(path.read_text()) for path in self._outputs]
 
     def kill(self) -> None:
         """End those that are left, which would be a failure."""
