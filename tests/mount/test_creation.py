@@ -662,7 +662,7 @@ def test_device_is_full(site: Site, memory_folder: Path, fast: str) -> None:
 
 
 def test_more_files_than_can_be_new_at_a_time(site: Site, memory_folder: Path) -> None:
-    count = 20_000
+    count = 17_000
     device = format_device(memory_folder / "device", log_length=32 * MIB, size=64 << 30)
     code = """
 for number in range(int(arguments[1])):

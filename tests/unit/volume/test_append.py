@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from famfs_server.errors import FamfsError
+from famfs_server.errors import FamfsError, NotADirectoryPathError
 from famfs_server.omf import layout, log, superblock
 from famfs_server.omf.superblock import SuperblockState
 from famfs_server.volume.format import make_filesystem
+from famfs_server.volume.provisional import Provisional
 from famfs_server.volume.volume import NewFile, Volume
 from memories import HOST, LOG_LENGTH, CrashMemory, PowerCutError, formatted
 from reference import replay
@@ -24,7 +25,9 @@ operations = st.one_of(
     st.tuples(st.just("mkdir"), st.lists(paths, min_size=1, max_size=1)),
     st.tuples(st.just("create"), st.lists(paths, min_size=1, max_size=1)),
     st.tuples(st.just("create"), st.lists(paths, min_size=2, max_size=4, unique=True)),
+    st.tuples(st.sampled_from(["famfs cp", "cp"]), st.lists(paths, min_size=1, max_size=1)),
 )
+DATA = memoryview(b"copied" * 1000)
 STEPS = 9
 """About as many steps as an operation has."""
 VARIANTS = 8
@@ -55,8 +58,22 @@ def in_reference(memory: CrashMemory) -> list[bytes]:
 def perform(volume: Volume, kind: str, wanted: list[bytes]) -> None:
     if kind == "mkdir":
         volume.mkdir(wanted[0], 0o755, 1, 2)
-    else:
+    elif kind == "create":
         volume.create_many([NewFile(path, 3 * MIB + 7, 0o640, 3, 4) for path in wanted])
+    elif kind == "famfs cp":
+        # Logged first, then filled.
+        volume.write(volume.create(NewFile(wanted[0], len(DATA), 0o640, 3, 4)), 0, DATA)
+    else:
+        # By system calls: filled first, logged when it is closed.
+        made = Provisional(volume)
+        head, _, name = wanted[0].rpartition(b"/")
+        parent = volume.namespace.resolve(head)
+        if not volume.namespace.is_directory(parent):
+            raise NotADirectoryPathError("no such directory")
+        nodeid = made.create(parent, name, 0o640, 3, 4)
+        made.grow(nodeid, len(DATA), 0)
+        volume.write(made.row(nodeid), 0, DATA)
+        made.released(nodeid)
 
 
 @settings(max_examples=200)
