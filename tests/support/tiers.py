@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 # Seconds, for two slow cores; together they stay below half an hour.
-LIMITS = {"lint": 90, "unit": 240, "twin": 300, "mount": 540, "fuzz": 120, "vm": 480}
+LIMITS = {"lint": 90, "unit": 240, "twin": 300, "mount": 600, "fuzz": 120, "vm": 480}
 LONG_FACTOR = 10
 
 # An interrupted pytest still tears its fixtures down (unmounts, ends daemons); it gets this long.
