@@ -136,7 +136,11 @@ def test_driver_is_unbound_under_a_mount(
     point = unmounted("point")
     run("mkfs.famfs", "-f", device, host=master)
     run("mount.famfs", device, point, "-o", "loglevel=error", host=master)
-    (point / "file").write_bytes(b"x" * 100_000)
+    with (point / "file").open("wb") as file:
+        file.write(b"x" * 100_000)
+        file.flush()
+        # close(2) does not wait until the file is in the log; fsync does.
+        os.fsync(file.fileno())
     set_mode(device.name, "unbound")
     with pytest.raises(OSError, match=r"Input/output error"):
         (point / "file").read_bytes()
