@@ -209,7 +209,7 @@ class RequestPlane:
 
     def passed_on(self) -> None:
         """The request in the buffer has gone to libfuse and is in this plane's hand no more."""
-        self._record.done(abi.IN_HEADER.unpack_from(self._buffer)[2])
+        self._record.done(_REQUEST.unpack_from(self._buffer)[2])
 
     # -- names and attributes -------------------------------------------------------------------
 

@@ -140,7 +140,9 @@ class Provisional:
             if (parent, name) in self._by_name or tree.lookup(parent, name):
                 raise ExistsError(f"{os.fsdecode(name)} exists already")
             first = FIRST_PROVISIONAL + tree.made
-            nodeid = next((n for n in range(first, first + PROVISIONAL_ROWS) if not tree.serial[self._slot(n)]), 0)
+            nodeid = next(
+                (n for n in range(first, first + PROVISIONAL_ROWS) if not tree.serial[n % PROVISIONAL_ROWS]), 0
+            )
             if not nodeid:
                 raise NoSpaceError(f"{PROVISIONAL_ROWS} new files are open already; close some of them first")
             tree.made = nodeid + 1 - FIRST_PROVISIONAL
@@ -223,10 +225,6 @@ class Provisional:
         self.aliases[logged] = tree.serial[slot]
 
     # -- space ----------------------------------------------------------------------------------
-
-    @staticmethod
-    def _slot(nodeid: int) -> int:
-        return nodeid % PROVISIONAL_ROWS
 
     def _extent(self, row: int) -> Extent | None:
         extents = self._tree.fmap(row).extents

@@ -238,10 +238,11 @@ class Volume:
         while self.stop is None or self._may_recover():
             with self.lock:
                 self._settle()
-                end = self._end_of_log()
+                header = self._same_log()
                 replayed = self.namespace.replayed
-                if end is None or end <= replayed:
+                if header is None or header.next_index <= replayed:
                     break
+                end = header.next_index
                 if self.role is Role.MASTER:
                     self.foreign_writer = True
                 step = min(end, replayed + _REFRESH_BLOCK)
@@ -257,20 +258,21 @@ class Volume:
         """Whether what stopped the last replay may have gone by itself: an entry of another host's, half visible."""
         return self.stop is not None and self.stop.damage is Damage.TORN and self.role is Role.CLIENT
 
-    def _end_of_log(self) -> int | None:
-        """How many entries the log holds now; nothing, and a REPLACED stop, where it is not the same log any more."""
+    def _same_log(self) -> log.LogHeader | None:
+        """The log's header as it is now; nothing, and a REPLACED stop, where it is not the same log any more."""
+        header: log.LogHeader | None = None
         try:
-            same = self._memory.read_fresh(0, layout.SUPERBLOCK_CRC_SPAN) == self._identity
-            end = self._header().next_index if same else -1
+            if self._memory.read_fresh(0, layout.SUPERBLOCK_CRC_SPAN) == self._identity:
+                header = self._header()
         except MediaError:
-            end = -1
+            header = None
         except DeviceFaultError:
             self.stop = Stop(self.namespace.replayed, Damage.UNREADABLE)
             return None
-        if end < self.namespace.replayed:
-            self.stop = Stop(max(end, 0), Damage.REPLACED)
+        if header is None or header.next_index < self.namespace.replayed:
+            self.stop = Stop(header.next_index if header else 0, Damage.REPLACED)
             return None
-        return end
+        return header
 
     # -- file data ------------------------------------------------------------------------------
 
@@ -449,11 +451,11 @@ class Volume:
                 f"{self.device}: log entry {self.stop.index} is invalid ({self.stop.damage.value}); "
                 "nothing can be created until fsck has dealt with it"
             )
-        end = self._end_of_log()
-        if self.stop is not None:
+        header = self._same_log()
+        if header is None:
+            assert self.stop is not None
             raise MediaError(f"{self.device}: {self.stop.damage.value}; unmount it")
-        header = self._header()
-        if end != self.namespace.replayed:
+        if header.next_index != self.namespace.replayed:
             self.foreign_writer = True
         if self.foreign_writer:
             raise RoleError(
@@ -470,7 +472,7 @@ class Volume:
 
     def _places(self, paths: Sequence[bytes]) -> list[tuple[int, bytes]]:
         """Parent nodeid and name for each of the new paths."""
-        tree, taken = self.namespace, self.promised.keys() | self._being_made
+        tree, promised, being_made = self.namespace, self.promised, self._being_made
         parents: dict[bytes, int] = {}
         seen: set[bytes] = set()
         places = []
@@ -480,10 +482,11 @@ class Volume:
                 raise PathError(f"{path.decode(errors='replace')}: not a plain path below the mount point")
             head, _, name = path.rpartition(b"/")
             parent = parents.get(head) or parents.setdefault(head, self._directory(head))
-            if path in seen or (parent, name) in taken or tree.lookup(parent, name):
+            place = parent, name
+            if path in seen or place in promised or place in being_made or tree.lookup(parent, name):
                 raise ExistsError(f"{path.decode(errors='replace')} exists already")
             seen.add(path)
-            places.append((parent, name))
+            places.append(place)
         return places
 
     def _directory(self, path: bytes) -> int:
