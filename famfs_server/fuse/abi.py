@@ -161,7 +161,7 @@ class InitFlag(IntFlag):
     ATTR_GENERATION = 1 << 44
 
 
-class SetattrValid(IntFlag):
+class SetattrValid(IntEnum):
     """`valid` of SETATTR (FATTR_*): which fields are to be set."""
 
     MODE = 1 << 0
@@ -178,7 +178,7 @@ class SetattrValid(IntFlag):
     KILL_SUIDGID = 1 << 11
 
 
-class OpenFlag(IntFlag):
+class OpenFlag(IntEnum):
     """`open_flags` of the replies to OPEN, CREATE and OPENDIR (FOPEN_*)."""
 
     DIRECT_IO = 1 << 0

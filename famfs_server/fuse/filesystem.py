@@ -405,7 +405,7 @@ class FileSystem:
             answer = self.open(node, flags)
             self.remember(node)
             return node, answer
-        log.debug("%s is made", os.fsdecode(path))
+        log.debug("%r is made", path)
         made = self.made.create(parent, name, mode, uid, self._group(parent, gid))
         return made, self.open_flags | OpenFlag.DIRECT_IO
 

@@ -6,51 +6,10 @@ test stops after each, and drops or reorders what no fence has settled (docs/for
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from famfs_server.omf import layout, log, superblock
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Write `data` at byte `offset` of the device."""
-
-    offset: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StoreU64:
-    """Write one aligned 64-bit word at byte `offset` in a single store."""
-
-    offset: int
-    value: int
-
-
-@dataclass(frozen=True, slots=True)
-class Zero:
-    """Fill `length` bytes at `offset` with zeroes."""
-
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class WriteBack:
-    """Write the cache lines of the range back to memory; complete only behind the next fence."""
-
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """Wait until all stores and write-backs so far are complete."""
-
-
-Step = Store | StoreU64 | Zero | WriteBack | Fence
 
 
 class Target(Protocol):
@@ -62,24 +21,70 @@ class Target(Protocol):
     def fence(self) -> None: ...
 
 
+class Store(NamedTuple):
+    """Write `data` at byte `offset` of the device."""
+
+    offset: int
+    data: bytes
+
+    def run(self, target: Target) -> None:
+        """Do it."""
+        target.write(self.offset, self.data)
+
+
+class StoreU64(NamedTuple):
+    """Write one aligned 64-bit word at byte `offset` in a single store."""
+
+    offset: int
+    value: int
+
+    def run(self, target: Target) -> None:
+        """Do it."""
+        target.store_u64(self.offset, self.value)
+
+
+class Zero(NamedTuple):
+    """Fill `length` bytes at `offset` with zeroes."""
+
+    offset: int
+    length: int
+
+    def run(self, target: Target) -> None:
+        """Do it, a piece at a time."""
+        end = self.offset + self.length
+        for start in range(self.offset, end, len(_ZEROES)):
+            target.write(start, _ZEROES[: end - start])
+
+
+class WriteBack(NamedTuple):
+    """Write the cache lines of the range back to memory; complete only behind the next fence."""
+
+    offset: int
+    length: int
+
+    def run(self, target: Target) -> None:
+        """Do it."""
+        target.write_back(self.offset, self.length)
+
+
+class Fence(NamedTuple):
+    """Wait until all stores and write-backs so far are complete."""
+
+    def run(self, target: Target) -> None:
+        """Do it."""
+        target.fence()
+
+
+Step = Store | StoreU64 | Zero | WriteBack | Fence
+
+
 _ZEROES = bytes(1 << 20)
 
 
 def run(steps: Iterator[Step], target: Target) -> None:
     """Do every step on `target`, in order."""
     for step in steps:
-        match step:
-            case Store(offset, data):
-                target.write(offset, data)
-            case StoreU64(offset, value):
-                target.store_u64(offset, value)
-            case Zero(offset, length):
-                for start in range(offset, offset + length, len(_ZEROES)):
-                    target.write(start, _ZEROES[: min(len(_ZEROES), offset + length - start)])
-            case WriteBack(offset, length):
-                target.write_back(offset, length)
-            case Fence():
-                target.fence()
+        step.run(target)
 
 
 def append_steps(first_index: int, entries: Sequence[bytes]) -> Iterator[Step]:

@@ -3,6 +3,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from struct import Struct
+from typing import NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -10,6 +12,15 @@ import numpy as np
 from famfs_server.errors import MediaError, NameTooLongError, PathError
 from famfs_server.omf import layout
 from famfs_server.omf.layout import EntryType, ExtentType
+
+# The hot structures once more, for one record at a time, where numpy's fixed cost is most of the work. What readers
+# decode by columns (layout.LOG_ENTRY) is what these build: the golden images hold both to the same bytes.
+_HEADER = Struct("<6Q")
+_FILE = Struct(f"<QI4xQIIII{layout.PATH_FIELD}sI4xI4x")
+_EXTENTS_AT = _FILE.size
+_STRIPES = Struct("<QQ")
+_EXTENT = Struct("<QQQ")
+_CRC = Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +39,7 @@ class LogHeader:
         return self.next_index > self.last_index
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """A run of bytes on one device (format 1.4.1)."""
 
     device: int
@@ -37,8 +47,7 @@ class Extent:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fmap:
+class Fmap(NamedTuple):
     """Where a file's bytes are. `chunk_size` 0 means simple extents one behind the other; otherwise the extents are
     strips that take turns in chunks of that many bytes (format 6.4)."""
 
@@ -52,20 +61,17 @@ def decode_header(data: bytes, log_length: int) -> LogHeader:
     Raises MediaError when the header is invalid, when its counters leave the log, or when its last index is the one
     that another entry size would have (format 5.3, 10.9; a smaller one than the natural one is accepted).
     """
-    record = np.frombuffer(data, layout.LOG_HEADER, count=1)[0]
-    if int(record["famfs_log_magic"]) != layout.LOG_MAGIC:
+    magic, length, last_index, crc, next_seqnum, next_index = _HEADER.unpack(data[: layout.LOG_HEADER_SIZE])
+    if magic != layout.LOG_MAGIC:
         raise MediaError("the log header has no famfs magic number; the file system must be made anew")
-    crc = int(record["famfs_log_crc"])
     if layout.crc(data[: layout.LOG_HEADER_CRC_SPAN]) != crc:
         raise MediaError("the log header's checksum is wrong; the file system must be made anew")
-    length, last_index = int(record["famfs_log_len"]), int(record["famfs_log_last_index"])
     if length != log_length:
         raise MediaError(f"the log header says {length} bytes of log, the superblock {log_length}")
     check_last_index(length, last_index)
-    next_index = int(record["famfs_log_next_index"])
     if next_index > last_index + 1:
         raise MediaError(f"the log claims {next_index} entries but has room for {last_index + 1}")
-    return LogHeader(length, last_index, int(record["famfs_log_next_seqnum"]), next_index, crc)
+    return LogHeader(length, last_index, next_seqnum, next_index, crc)
 
 
 def check_last_index(log_length: int, last_index: int) -> None:
@@ -109,8 +115,7 @@ def encode_path(path: str | bytes) -> bytes:
     return raw
 
 
-@dataclass(frozen=True, slots=True)
-class FileRecord:
+class FileRecord(NamedTuple):
     """What a FILE entry says. `size` in bytes, `mode` permission bits only, `path` normalised."""
 
     path: bytes
@@ -122,31 +127,27 @@ class FileRecord:
 
 
 def build_files(first_index: int, files: Sequence[FileRecord]) -> bytes:
-    """FILE entries for `files`, 544 bytes each, numbered from `first_index`. Built by columns: batches are large."""
-    records = np.zeros(len(files), layout.LOG_ENTRY)
-    meta = records["file"]
-    records["seqnum"] = np.arange(first_index, first_index + len(files), dtype=np.uint64)
-    records["type"] = EntryType.FILE
-    meta["fm_size"] = [file.size for file in files]
-    meta["fm_flags"] = layout.FILE_FLAG_ALL_HOSTS_RW
-    meta["fm_uid"] = [file.uid for file in files]
-    meta["fm_gid"] = [file.gid for file in files]
-    meta["fm_mode"] = [file.mode & 0o7777 for file in files]
-    paths = b"".join([encode_path(file.path).ljust(layout.PATH_FIELD, b"\0") for file in files])
-    meta["fm_relpath"] = np.frombuffer(paths, f"V{layout.PATH_FIELD}")
-    for row, file in enumerate(files):
-        extents = [(extent.device, extent.offset, extent.length) for extent in file.fmap.extents]
-        stored = meta[row]["fm_fmap"]
-        if file.fmap.chunk_size:
-            stored["fmap_ext_type"] = ExtentType.INTERLEAVED
-            stored["fmap_nextents"] = 1
-            stored["ie"][0]["ie_nstrips"] = len(extents)
-            stored["ie"][0]["ie_chunk_size"] = file.fmap.chunk_size
-            stored["ie"][0]["ie_strips"][: len(extents)] = extents
-        else:
-            stored["fmap_nextents"] = len(extents)
-            stored["se"][: len(extents)] = extents
-    return _sealed(records)
+    """FILE entries for `files`, 544 bytes each, numbered from `first_index`."""
+    data = bytearray(layout.LOG_ENTRY_SIZE * len(files))
+    view = memoryview(data)
+    for at, (path, size, mode, uid, gid, fmap) in zip(range(0, len(data), layout.LOG_ENTRY_SIZE), files, strict=True):
+        extents, chunk_size = fmap
+        kind, count, place = ExtentType.SIMPLE, len(extents), at + _EXTENTS_AT
+        if chunk_size:
+            kind, count = ExtentType.INTERLEAVED, 1
+            _STRIPES.pack_into(data, place, len(extents), chunk_size)
+            place += _STRIPES.size
+        index = first_index + at // layout.LOG_ENTRY_SIZE
+        path, mode = encode_path(path), mode & 0o7777
+        _FILE.pack_into(
+            data, at, index, EntryType.FILE, size, layout.FILE_FLAG_ALL_HOSTS_RW, uid, gid, mode, path, kind, count
+        )
+        for extent in extents:
+            _EXTENT.pack_into(data, place, *extent)
+            place += _EXTENT.size
+        span = at + layout.LOG_ENTRY_CRC_SPAN
+        _CRC.pack_into(data, span, layout.crc(view[at:span]))
+    return bytes(data)
 
 
 def build_file(index: int, path: str | bytes, *, size: int, mode: int, uid: int, gid: int, fmap: Fmap) -> bytes:

@@ -321,8 +321,10 @@ class Namespace:
     def set_fmap(self, nodeid: int, fmap: Fmap) -> None:
         """Store the extents of a file that is not reachable yet."""
         start = self.reserve_extents(len(fmap.extents))
-        for row, extent in enumerate(fmap.extents, start):
-            self.extents[row] = (extent.device, 0, extent.offset, extent.length)
+        words, at = self._extent_words, 3 * start
+        for extent in fmap.extents:
+            words[at], words[at + 1], words[at + 2] = extent
+            at += 3
         self.extent_start[nodeid] = start
         self.extent_count[nodeid] = len(fmap.extents)
         self.chunk[nodeid] = fmap.chunk_size
@@ -336,9 +338,17 @@ class Namespace:
     def set_provisional_extent(self, row: int, offset: int, length: int) -> None:
         """Store the one extent of a provisional row, which has its own place: the rows of the log come in its order."""
         place = self.provisional_row * layout.MAX_STRIPS + row - self.provisional_row
-        self.extents[place] = (0, 0, offset, length)
+        at = 3 * place
+        self._extent_words[at], self._extent_words[at + 1], self._extent_words[at + 2] = 0, offset, length
         self.extent_start[row] = place
         self.extent_count[row] = 1 if length else 0
+
+    def provisional_extent(self, row: int) -> Extent | None:
+        """The one extent of a provisional row, if it has space."""
+        if not self.extent_count[row]:
+            return None
+        at = 3 * self.extent_start[row]
+        return Extent(*self._extent_words[at : at + 3])
 
     def set_provisional_name(self, row: int, name: bytes) -> None:
         """Store the name of a provisional row, which has its own place: many of them may come and go."""

@@ -136,14 +136,13 @@ class Provisional:
         """
         tree = self._tree
         with self._lock:
-            self._volume.require_append(1 + len(self._by_name))
+            self._volume.require_room(1 + len(self._by_name))
             if (parent, name) in self._by_name or tree.lookup(parent, name):
                 raise ExistsError(f"{os.fsdecode(name)} exists already")
-            first = FIRST_PROVISIONAL + tree.made
-            nodeid = next(
-                (n for n in range(first, first + PROVISIONAL_ROWS) if not tree.serial[n % PROVISIONAL_ROWS]), 0
-            )
-            if not nodeid:
+            first = nodeid = FIRST_PROVISIONAL + tree.made
+            while tree.serial[nodeid % PROVISIONAL_ROWS] and nodeid < first + PROVISIONAL_ROWS:
+                nodeid += 1
+            if nodeid == first + PROVISIONAL_ROWS:
                 raise NoSpaceError(f"{PROVISIONAL_ROWS} new files are open already; close some of them first")
             tree.made = nodeid + 1 - FIRST_PROVISIONAL
             slot = nodeid % PROVISIONAL_ROWS
@@ -205,13 +204,9 @@ class Provisional:
             path = tree.path(row)
             new = NewFile(path, size, tree.mode[row] & 0o7777, tree.uid[row], tree.gid[row])
             self._volume.write_back(row)
-            name = tree.parent[row], tree.name(row)
-            del self._by_name[name]
-            try:
-                (logged,) = self._volume.log_files([new], [Fmap((extent,))])
-            except BaseException:
-                self._by_name[name] = nodeid
-                raise
+            place = tree.parent[row], tree.name(row)
+            logged = self._volume.log_promised(new, Fmap((extent,)), place)
+            del self._by_name[place]
             self._became(slot, logged)
 
     def _became(self, slot: int, logged: int) -> None:
@@ -227,8 +222,7 @@ class Provisional:
     # -- space ----------------------------------------------------------------------------------
 
     def _extent(self, row: int) -> Extent | None:
-        extents = self._tree.fmap(row).extents
-        return extents[0] if extents else None
+        return self._tree.provisional_extent(row)
 
     def _reserve(self, row: int, end: int) -> None:
         """Make the row's extent hold `end` bytes, in place if possible; it doubles, so that growing stays cheap."""

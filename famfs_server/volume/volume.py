@@ -385,25 +385,28 @@ class Volume:
         for fmap in maps:
             self.space.free_again(fmap)
 
-    def log_files(self, files: Sequence[NewFile], maps: Sequence[Fmap]) -> list[int]:
-        """Log files whose space is allocated already; their nodeids. Raises the errors of `create_many`."""
+    def log_promised(self, new: NewFile, fmap: Fmap, place: tuple[int, bytes]) -> int:
+        """Log a file whose space is allocated already and whose name, `place`, was promised to it; its nodeid.
+
+        Raises the errors of `create_many`, but for those of names.
+        """
         with self.lock:
-            return self._log_files(files, maps, self._places([new.path for new in files]))
+            return self._log_files([new], [fmap], [place])[0]
 
     def _log_files(
         self, files: Sequence[NewFile], maps: Sequence[Fmap], places: Sequence[tuple[int, bytes]]
     ) -> list[int]:
-        with self.lock:
-            first = self._begin_append(len(files))
-            records = [
-                log.FileRecord(new.path, new.size, new.mode, new.uid, new.gid, fmap)
-                for new, fmap in zip(files, maps, strict=True)
-            ]
-            append.run(append.append_steps(first, [log.build_files(first, records)]), self._memory)
-            return [
-                self._enter(index, place, S_IFREG | new.mode & 0o7777, new.uid, new.gid, new.size, fmap)
-                for index, (new, place, fmap) in enumerate(zip(files, places, maps, strict=True), first)
-            ]
+        """Append entries and show them. The lock is held."""
+        first = self._begin_append(len(files))
+        records = [
+            log.FileRecord(new.path, new.size, new.mode, new.uid, new.gid, fmap)
+            for new, fmap in zip(files, maps, strict=True)
+        ]
+        append.run(append.append_steps(first, [log.build_files(first, records)]), self._memory)
+        return [
+            self._enter(index, place, S_IFREG | new.mode & 0o7777, new.uid, new.gid, new.size, fmap)
+            for index, (new, place, fmap) in enumerate(zip(files, places, maps, strict=True), first)
+        ]
 
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> int:
         """Log a new directory; its nodeid. Raises the errors of `create_many`."""
@@ -414,10 +417,10 @@ class Volume:
             append.run(append.append_steps(index, [entry]), self._memory)
             return self._enter(index, place, S_IFDIR | mode & 0o7777, uid, gid, 0, Fmap(()))
 
-    def require_append(self, count: int) -> None:
-        """Raise what `create_many` would if `count` more entries could not be appended now."""
-        with self.lock:
-            self._begin_append(count)
+    def require_room(self, count: int) -> None:
+        """Raise what an append of `count` entries would, as far as can be told without a look at the log."""
+        self._require_writer()
+        self._require_room(self.namespace.replayed, count)
 
     def zero(self, extent: Extent) -> None:
         """Fill a range with zeroes, so that nobody reads what its former owner left there (design, "Writing")."""
@@ -442,6 +445,21 @@ class Volume:
 
         `count` entries must find room; those of files that are promised come on top for whoever is not one of them.
         """
+        self._require_writer()
+        header = self._same_log()
+        if header is None:
+            assert self.stop is not None
+            raise MediaError(f"{self.device}: {self.stop.damage.value}; unmount it")
+        if header.next_index != self.namespace.replayed:
+            self.foreign_writer = True
+            self._require_writer()
+        if header.next_seqnum != header.next_index:
+            append.run(append.counter_steps(header.next_index), self._memory)
+        self._require_room(header.next_index, count)
+        return header.next_index
+
+    def _require_writer(self) -> None:
+        """Raise unless this mount may append to the log, as far as it knows."""
         if self.role is not Role.MASTER:
             raise RoleError(
                 f"{self.device}: this host is not the master of the file system, only the master can create"
@@ -451,24 +469,17 @@ class Volume:
                 f"{self.device}: log entry {self.stop.index} is invalid ({self.stop.damage.value}); "
                 "nothing can be created until fsck has dealt with it"
             )
-        header = self._same_log()
-        if header is None:
-            assert self.stop is not None
-            raise MediaError(f"{self.device}: {self.stop.damage.value}; unmount it")
-        if header.next_index != self.namespace.replayed:
-            self.foreign_writer = True
         if self.foreign_writer:
             raise RoleError(
                 f"{self.device}: somebody else has written to the log; unmount, find the second master, mount again"
             )
-        if header.next_seqnum != header.next_index:
-            append.run(append.counter_steps(header.next_index), self._memory)
-        if header.next_index + count > header.last_index + 1:
+
+    def _require_room(self, used: int, count: int) -> None:
+        if used + count > self.last_index + 1:
             raise LogFullError(
-                f"{self.device}: the log is full ({header.next_index} of {header.last_index + 1} entries); "
+                f"{self.device}: the log is full ({used} of {self.last_index + 1} entries); "
                 "a larger one needs a new mkfs.famfs --loglen"
             )
-        return header.next_index
 
     def _places(self, paths: Sequence[bytes]) -> list[tuple[int, bytes]]:
         """Parent nodeid and name for each of the new paths."""
