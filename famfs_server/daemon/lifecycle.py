@@ -16,7 +16,7 @@ from typing import NoReturn
 from uuid import UUID
 
 from famfs_server import privileges
-from famfs_server.daemon import supervisor, worker
+from famfs_server.daemon import detaching, supervisor, worker
 from famfs_server.daemon.options import MountOptions
 from famfs_server.dax import hostid
 from famfs_server.dax.device import DaxDevice, Lock
@@ -146,7 +146,7 @@ def _supervise(
     try:
         supervisor.Supervisor(options, device, host, run_directory, ready, background=parent is not None).run()
     finally:
-        supervisor.remove_run_directory(run_directory)
+        detaching.remove_run_directory(run_directory)
 
 
 def _daemonise(options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from famfs_server.daemon import supervisor
-from famfs_server.daemon.supervisor import HUNG_SECONDS, MAX_DEATHS, SOON_SECONDS, Deaths, Pulse
+from famfs_server.daemon import liveness
+from famfs_server.daemon.liveness import HUNG_SECONDS, MAX_DEATHS, SOON_SECONDS, Deaths, Pulse
 from famfs_server.fuse import abi
 from famfs_server.fuse.session import Session
 
@@ -27,7 +27,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(supervisor, "time", clock)
+    monkeypatch.setattr(liveness, "time", clock)
     return clock
 
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a worker lives, and when there is no point in starting another one (decisions 16)."""
+
+import select
+import time
+
+from famfs_server.fuse.session import Session, SessionRecord
+
+HUNG_SECONDS = 5.0
+"""A worker that has requests and moves none of them for so long is killed and replaced (decisions 16)."""
+MAX_DEATHS = 5
+SOON_SECONDS = 10.0
+"""An idle worker that has lived longer than this did not die of what it began with."""
+
+
+class Deaths:
+    """Decides when to give up: after deaths in a row that show no progress (decisions 16)."""
+
+    def __init__(self, record: SessionRecord) -> None:
+        self._record = record
+        self._in_hand = 0
+        self._in_a_row = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A worker starts."""
+        self._started = time.monotonic()
+        self._answered = self._record.answered
+
+    def another(self) -> bool:
+        """A worker has died; whether that was one too many.
+
+        A request that was in hand at this death and the one before becomes the poison that the next worker answers
+        with EIO.
+        """
+        in_hand = self._record.in_hand
+        same = in_hand != 0 and in_hand == self._in_hand
+        if same:
+            self._record.poison = in_hand
+        idle = self._record.answered == self._answered and time.monotonic() - self._started < SOON_SECONDS
+        self._in_a_row = self._in_a_row + 1 if same or idle else 0
+        self._in_hand = in_hand
+        return self._in_a_row >= MAX_DEATHS
+
+
+class Pulse:
+    """Notices a worker that lives and does not work: requests wait, and nothing has moved for a while."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._pending = select.poll()
+        self._pending.register(session.fuse, select.POLLIN)
+        self.begin()
+
+    def begin(self) -> None:
+        """A worker starts, or has just moved."""
+        self._moved = time.monotonic()
+        self._seen = self._progress()
+
+    def lost(self) -> bool:
+        """Whether the worker must be replaced."""
+        progress = self._progress()
+        if progress != self._seen or not self._waiting():
+            self._moved = time.monotonic()
+            self._seen = progress
+        return time.monotonic() - self._moved > HUNG_SECONDS
+
+    def _progress(self) -> tuple[int, ...]:
+        record = self._session.record
+        if record.at_libfuse:
+            return record.answered, record.work, record.at_libfuse, record.beats
+        return record.answered, record.work
+
+    def _waiting(self) -> bool:
+        record = self._session.record
+        readable = any(event & select.POLLIN for _, event in self._pending.poll(0))
+        return readable or record.in_hand != 0 or record.at_libfuse > 0
