@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`famfs mount`, with the reference's letters, and `mount.famfs`, with those of mount(8)."""
 
+import os
 from typing import NoReturn
 
 import click
@@ -58,8 +59,9 @@ def command(
         raise UsageError("--read and --mmap exclude each other")
     if cache is not None and timeout is not None:
         raise UsageError("--cache and --timeout exclude each other")
-    if nofuse and not fuse:
-        raise UsageError("--nofuse: this server mounts through FUSE only")
+    mode = os.environ.get("FAMFS_MODE") or "fuse"
+    if not fuse and (nofuse or mode != "fuse"):
+        raise UsageError(f"{'--nofuse' if nofuse else f'FAMFS_MODE={mode}'}: this server mounts through FUSE only")
     if remount or dummy:
         raise UsageError(f"--{'remount' if remount else 'dummy'} does not exist here; unmount, and mount again")
     program.refuse_daxmode(set_daxmode)
@@ -122,12 +124,22 @@ def helper(
     Exit status: 0 mounted, 1 usage or permission, 2 system error, 8 interrupted, 32 the mount failed.
     """
     program.set_verbosity(verbose)
-    if namespace is not None:
-        raise UsageError("-N: enter the mount namespace with nsenter --mount instead")
-    if kind is not None and kind.split(".", 1)[0] not in ("famfs", "fuse"):
-        raise UsageError(f"-t {kind}: this mounts famfs")
+    refuse_namespace(namespace)
+    require_type(kind)
     words = [*options, *(["ro"] if read_only else []), *(["rw"] if read_write else [])]
     start(device, directory, words, sloppy=sloppy, fake=fake)
+
+
+def refuse_namespace(namespace: str | None) -> None:
+    """mount(8) and umount(8) hand on -N where they cannot enter the namespace themselves."""
+    if namespace is not None:
+        raise UsageError("-N: enter the mount namespace with nsenter --mount instead")
+
+
+def require_type(kind: str | None) -> None:
+    """Raise UsageError for another file system's -t."""
+    if kind is not None and kind not in ("famfs", "fuse.famfs"):
+        raise UsageError(f"-t {kind}: this is famfs")
 
 
 def exit_status(error: FamfsError) -> int:

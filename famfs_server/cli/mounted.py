@@ -51,11 +51,10 @@ class MountedTarget(Target):
         self._control.mkdir(path, mode, uid, gid)
 
     def open(self, path: bytes, *, writable: bool = False) -> "MountedFile":
-        return MountedFile(self._path(path), writable=writable, mapped=self._mapped)
+        return MountedFile(self._path(path), writable=writable, mapped=self.mapped)
 
     @cached_property
-    def _mapped(self) -> bool:
-        """Whether stores may sit in CPU caches that the daemon knows nothing of (decisions 11)."""
+    def mapped(self) -> bool:
         try:
             return self._control.status().get("data_path") != "server"
         except FamfsError:

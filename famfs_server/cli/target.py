@@ -78,6 +78,11 @@ class Target(ABC):
     def open(self, path: bytes, *, writable: bool = False) -> OpenFile:
         """Open a file for its bytes."""
 
+    @property
+    @abstractmethod
+    def mapped(self) -> bool:
+        """Whether stores may sit in CPU caches that the daemon knows nothing of (decisions 11)."""
+
     @abstractmethod
     def volume(self) -> "Volume":
         """The file system's metadata, to look at."""

@@ -4,10 +4,11 @@
 import os
 import select
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
-from famfs_server.cli import program
+from famfs_server.cli import mount, program
 from famfs_server.cli.target import FSTYPE
 from famfs_server.daemon.control_client import ControlClient
 from famfs_server.errors import FamfsError, MountError, UsageError
@@ -24,6 +25,41 @@ _SERVER_SECONDS = 10.0
 def command(*, path: str, lazy: bool, force: bool, verbose: int) -> None:
     """Unmount the famfs file system at DIRECTORY, or the one from DEVICE."""
     program.set_verbosity(verbose)
+    detach(path, lazy=lazy, force=force)
+
+
+@program.tool("umount.famfs")
+@click.option("-l", "lazy", is_flag=True, help="Detach now, free it when the last user has gone.")
+@click.option("-f", "force", is_flag=True, help="End all requests first.")
+@click.option("-n", "no_mtab", is_flag=True, help="Accepted; there is no mtab.")
+@click.option("-r", "read_only", is_flag=True, help="Accepted; a busy mount is not made read-only instead.")
+@click.option("-v", "--verbose", count=True, help="Say more.")
+@click.option("-N", "namespace", metavar="NAMESPACE", help="Not possible: use nsenter --mount.")
+@click.option("-t", "kind", metavar="TYPE", help="famfs or fuse.famfs.")
+@click.argument("path", metavar="DIRECTORY|DEVICE")
+def helper(
+    *,
+    path: str,
+    lazy: bool,
+    force: bool,
+    no_mtab: bool,
+    read_only: bool,
+    verbose: int,
+    namespace: str | None,
+    kind: str | None,
+) -> None:
+    """Unmount the famfs file system at DIRECTORY, or the one from DEVICE, for umount(8); wait for its server.
+
+    Exit status: 0 unmounted, 1 usage or permission, 2 system error, 8 interrupted, 32 the unmount failed.
+    """
+    program.set_verbosity(verbose)
+    mount.refuse_namespace(namespace)
+    mount.require_type(kind)
+    detach(path, lazy=lazy, force=force)
+
+
+def detach(path: str, *, lazy: bool, force: bool) -> None:
+    """Unmount what is mounted at or from `path`, and wait until its server has ended."""
     point = _mount_point(path)
     server = None if lazy or force else _server_of(point)
     try:
@@ -71,3 +107,8 @@ def _wait(server: int, point: str) -> None:
     poll.register(server, select.POLLIN)
     if not poll.poll(_SERVER_SECONDS * 1000):
         raise MountError(f"{point} is unmounted, but its server still runs after {_SERVER_SECONDS:.0f} seconds")
+
+
+def main() -> NoReturn:
+    """The program `umount.famfs`."""
+    program.main(helper, "umount.famfs", mount.STATUSES)

@@ -99,6 +99,10 @@ class DeviceTarget(Target):
             raise PathError(f"{os.fsdecode(path)}: metadata cannot be written")
         return DeviceFile(self._volume, nodeid)
 
+    @property
+    def mapped(self) -> bool:
+        return False
+
     def volume(self) -> Volume:
         return self._volume
 

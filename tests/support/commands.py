@@ -12,22 +12,25 @@ from typing import Any
 from unittest import mock
 from uuid import UUID
 
-import click
-
-from famfs_server.cli import famfs, fsck, mkfs, mount, program, server
+from famfs_server.cli import fsck, mkfs, mount, program
+from famfs_server.cli.commands import PROGRAMS
 from famfs_server.dax import hostid
 from famfs_server.dax.device import DaxDevice, Lock
 from famfs_server.volume.volume import Volume
 
 GIB = 1 << 30
 
-PROGRAMS: dict[str, tuple[click.Command, program.Statuses]] = {
-    "famfs": (famfs.command, program.Statuses()),
-    "mkfs.famfs": (mkfs.command, mkfs.STATUSES),
-    "mount.famfs": (mount.helper, mount.STATUSES),
-    "fsck.famfs": (fsck.helper, fsck.STATUSES),
-    "famfs-server": (server.command, mount.STATUSES),
+STATUSES: dict[str, program.Statuses] = {
+    "famfs": program.Statuses(),
+    "pcq": program.Statuses(),
+    "mkfs.famfs": mkfs.STATUSES,
+    "mount.famfs": mount.STATUSES,
+    "umount.famfs": mount.STATUSES,
+    "fsck.famfs": fsck.STATUSES,
+    "famfs-server": mount.STATUSES,
+    "famfs_fused": mount.STATUSES,
 }
+"""The exit statuses of each program."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,12 @@ class Outcome:
 
 def run(name: str, *arguments: str | Path, env: dict[str, str] | None = None) -> Outcome:
     """Run a program of this package in this process."""
-    command, statuses = PROGRAMS[name]
     out, err = io.StringIO(), io.StringIO()
     with ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         stack.enter_context(mock.patch.dict(os.environ, env or {}))
-        status = program.run(command, name, [str(argument) for argument in arguments], statuses)
+        status = program.run(PROGRAMS[name].load(), name, [str(argument) for argument in arguments], STATUSES[name])
     return Outcome(status, out.getvalue(), err.getvalue())
 
 

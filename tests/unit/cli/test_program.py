@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 import pytest
 
-from commands import PROGRAMS, run
+from commands import run
 from famfs_server import __version__
 from famfs_server.cli import program
-from famfs_server.cli.commands import COMMANDS
+from famfs_server.cli.commands import COMMANDS, PROGRAMS
 from famfs_server.errors import DeviceBusyError, MountError, UsageError
 
 
@@ -85,6 +85,11 @@ def test_version(name: str) -> None:
         (("mount", "-o", "bogus", "a", "b"), 2),
         (("mount", "-p", "a", "b"), 2),
         (("mount", "-F", "a", "b"), 2),
+        (("check",), 2),
+        (("mkmeta",), 2),
+        (("clone",), 2),
+        (("clone", "a", "b"), 2),
+        (("pcq",), 2),
         (("mount", "-t", "-1", "a", "b"), 2),
     ],
 )
@@ -118,12 +123,62 @@ def test_a_usage_error_shows_the_usage() -> None:
         (("fsck.famfs", "-Z", "d"), 16),
         (("famfs-server",), 1),
         (("famfs-server", "d"), 1),
+        (("umount.famfs",), 1),
+        (("umount.famfs", "m", "-N", "/proc/1/ns/mnt"), 1),
+        (("umount.famfs", "m", "-t", "ext4"), 1),
+        (("famfs_fused",), 1),
+        (("famfs_fused", "m"), 1),
+        (("famfs_fused", "m", "-o", "daxdev=/dev/dax0.0"), 1),
+        (("famfs_fused", "m", "-o", "source=/nope,daxdev=/dev/dax0.0"), 1),
+        (("famfs_fused", "m", "-o", f"source={__file__},daxdev=/dev/dax0.0"), 1),
+        (("famfs_fused", "m", "-o", "shadow=/"), 1),
+        (("famfs_fused", "m", "-o", "shadow=/,daxdev=/d,bogus"), 1),
     ],
 )
 def test_usage_errors_of_the_helpers(arguments: tuple[str, ...], status: int) -> None:
     outcome = run(*arguments)
     assert outcome.status == status
     assert outcome.error.startswith(f"{arguments[0]}: ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "shadow=/,daxdev=/nope",
+        "source=/,daxdev=/nope,timeout=5,cache=always,no_flock,readdirplus,pass_yaml,fsname=x,debug=7",
+        "shadow=/,daxdev=/nope,allow_other,default_permissions,cache=auto",
+    ],
+)
+def test_the_server_takes_the_arguments_of_the_reference(words: str, tmp_path: Path) -> None:
+    outcome = run("famfs_fused", "-s", "-d", "-o", words, tmp_path)
+    assert outcome.status == 32 or os.geteuid() != 0
+    assert outcome.error.startswith("famfs_fused: /nope: ") or os.geteuid() != 0
+
+
+def test_the_server_of_the_reference_makes_no_files_and_lets_nobody_in() -> None:
+    from famfs_server.cli.fused import sort_options
+
+    assert sort_options(("shadow=/s", "daxdev=/d,ro")) == ("/s", "/d", ["ro", "nouseraccess", "nocreate"])
+    assert sort_options(("allow_other,create",)) == ("", "", ["allow_other", "create"])
+
+
+def test_the_mode_of_the_reference(tmp_path: Path) -> None:
+    for arguments in (("mount",), ("mount", "-o", "timeout=1")):
+        outcome = run("famfs", *arguments, tmp_path / "d", tmp_path, env={"FAMFS_MODE": "v1"})
+        assert outcome.status == 2
+        assert "FUSE only" in outcome.error
+    assert "FUSE only" not in run("famfs", "mount", "--fuse", tmp_path / "d", tmp_path, env={"FAMFS_MODE": "v1"}).err
+
+
+def test_what_needs_a_mount(tmp_path: Path) -> None:
+    for arguments, cause in (
+        (("check", tmp_path), "not in a mounted famfs"),
+        (("mkmeta", tmp_path), "is not mounted"),
+        (("mkmeta", tmp_path / "nope"), "No such file"),
+    ):
+        outcome = run("famfs", *arguments)
+        assert outcome.status == 1
+        assert cause in outcome.error
 
 
 def failing(error: BaseException) -> click.Command:
