@@ -10,8 +10,10 @@ One thread at a time inserts (the volume's lock); any thread looks up without a 
 its slot in the name index makes it reachable, and rows never go away.
 """
 
+import hashlib
 import mmap
 import os
+import sys
 from collections.abc import Iterator
 from stat import S_IFDIR, S_IFREG, S_ISDIR
 from typing import Literal
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from famfs_server.omf import layout
 from famfs_server.omf.log import Extent, Fmap
+from famfs_server.volume._names import name_hash
 from famfs_server.volume.faults import Fault
 
 ROOT = 1
@@ -35,9 +38,11 @@ S_IFMT_MASK = 0o170000
 _DEVICE_MASK = 0xFFFFFFFF
 PROVISIONAL_ROWS = 1 << 14
 """Rows behind those of the log, for files that are not logged yet (volume/provisional.py)."""
-_SPREAD = 0x9E3779B1
-_HEADER_WORDS = 8
+_HEADER_WORDS = 16
 _IDENTITY, _PUBLISHED, _NAMES_USED, _EXTENTS_USED, _STARTED, _LOCAL_CHANGES, _MADE, _VOLUME = range(8)
+_KEY, _KEY_2, _CAPACITY = range(8, 11)
+LAYOUT = 1
+"""To be raised when what the columns hold changes its meaning and their places do not."""
 
 EXTENT = np.dtype([("device", "<u4"), ("reserved", "<u4"), ("offset", "<u8"), ("length", "<u8")])
 """Laid out like the kernel's simple extent (protocol 1.3), so that a map is a copy of rows."""
@@ -53,6 +58,43 @@ def index_of(nodeid: int) -> int:
     return nodeid - FIRST_NODEID
 
 
+_COLUMNS: tuple[tuple[str, Literal["Q", "I", "B"], str], ...] = (
+    ("header", "Q", "header"),
+    ("size", "Q", "rows"),
+    ("chunk", "Q", "rows"),
+    ("name_offset", "Q", "rows"),
+    ("atime", "Q", "rows"),
+    ("mtime", "Q", "rows"),
+    ("ctime", "Q", "rows"),
+    ("mode", "I", "rows"),
+    ("uid", "I", "rows"),
+    ("gid", "I", "rows"),
+    ("parent", "I", "rows"),
+    ("next_sibling", "I", "rows"),
+    ("first_child", "I", "rows"),
+    ("last_child", "I", "rows"),
+    ("extent_start", "I", "rows"),
+    ("slots", "I", "slots"),
+    ("extent_count", "B", "rows"),
+    ("name_length", "B", "rows"),
+    ("fault", "B", "rows"),
+    ("serial", "Q", "provisional"),
+    ("lookups", "Q", "provisional"),
+    ("logged", "I", "provisional"),
+    ("opens", "I", "provisional"),
+)
+"""The columns in the order in which they lie in memory: name, kind of number, and what their length follows."""
+
+
+def _fingerprint() -> int:
+    text = repr((LAYOUT, _HEADER_WORDS, FIRST_NODEID, PROVISIONAL_ROWS, EXTENT.descr, _COLUMNS))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+IDENTITY = _fingerprint()
+"""Stands for the layout of the memory: the same in every program that lays it out like this."""
+
+
 class Namespace:
     """The tree of one volume. Sizes are in bytes; names are bytes, as on the media."""
 
@@ -61,42 +103,18 @@ class Namespace:
         self.provisional_row = capacity + FIRST_NODEID
         rows = self.provisional_row + PROVISIONAL_ROWS
         slots = 1 << (2 * rows - 1).bit_length()
-        plan: list[tuple[str, Literal["Q", "I", "B"], int]] = [
-            ("header", "Q", _HEADER_WORDS),
-            ("size", "Q", rows),
-            ("chunk", "Q", rows),
-            ("name_offset", "Q", rows),
-            ("atime", "Q", rows),
-            ("mtime", "Q", rows),
-            ("ctime", "Q", rows),
-            ("mode", "I", rows),
-            ("uid", "I", rows),
-            ("gid", "I", rows),
-            ("parent", "I", rows),
-            ("next_sibling", "I", rows),
-            ("first_child", "I", rows),
-            ("last_child", "I", rows),
-            ("extent_start", "I", rows),
-            ("slots", "I", slots),
-            ("extent_count", "B", rows),
-            ("name_length", "B", rows),
-            ("fault", "B", rows),
-            ("serial", "Q", PROVISIONAL_ROWS),
-            ("lookups", "Q", PROVISIONAL_ROWS),
-            ("logged", "I", PROVISIONAL_ROWS),
-            ("opens", "I", PROVISIONAL_ROWS),
-        ]
-        offsets: dict[str, int] = {}
+        counts = {"header": _HEADER_WORDS, "rows": rows, "slots": slots, "provisional": PROVISIONAL_ROWS}
+        places: dict[str, tuple[int, int, Literal["Q", "I", "B"]]] = {}
         end = 0
-        for name, code, count in plan:
-            offsets[name] = end
-            end += -(-count * np.dtype(code).itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+        for name, code, counted in _COLUMNS:
+            length = counts[counted] * np.dtype(code).itemsize
+            places[name] = (end, length, code)
+            end += -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
         extents_at = end
         extent_rows = rows * layout.MAX_STRIPS
         end += -(-extent_rows * EXTENT.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
         self._names_at = end
         end += rows * layout.PATH_FIELD
-        self._identity = hash((b"famfs namespace", end, tuple(plan))) & (1 << 64) - 1
         if os.fstat(fd).st_size != end:
             os.ftruncate(fd, 0)
             os.ftruncate(fd, end)
@@ -106,11 +124,11 @@ class Namespace:
         whole = memoryview(self._map)
 
         def column(name: str) -> memoryview:
-            _, code, count = next(row for row in plan if row[0] == name)
-            start = offsets[name]
-            return whole[start : start + count * np.dtype(code).itemsize].cast(code)
+            start, length, code = places[name]
+            return whole[start : start + length].cast(code)
 
         self._header = column("header")
+        self._key = self._header[_KEY : _KEY_2 + 1].tobytes()
         self.size = column("size")
         self.chunk = column("chunk")
         self.name_offset = column("name_offset")
@@ -142,6 +160,7 @@ class Namespace:
             fd = os.memfd_create("famfs-namespace", os.MFD_CLOEXEC)
         os.ftruncate(fd, 0)
         namespace = cls(fd, capacity)
+        namespace._set_key(os.urandom(16))
         namespace._header[_PUBLISHED] = FIRST_NODEID
         namespace.mode[ROOT] = S_IFDIR | 0o755
         namespace.parent[ROOT] = ROOT
@@ -156,30 +175,53 @@ class Namespace:
             namespace.set_fmap(nodeid, Fmap((Extent(0, offset, length),)))
             namespace.attach(nodeid, META, name)
         namespace._header[_VOLUME] = volume
-        namespace._header[_IDENTITY] = namespace._identity
+        namespace._header[_CAPACITY] = capacity
+        namespace._header[_IDENTITY] = IDENTITY
         return namespace
 
     @staticmethod
     def volume_of(fd: int) -> int:
         """The number of the volume whose tree another process has left in the memfd `fd`; 0 where there is none."""
-        return int.from_bytes(os.pread(fd, 8, 8 * _VOLUME), "little")
+        return int.from_bytes(os.pread(fd, 8, 8 * _VOLUME), sys.byteorder)
+
+    @staticmethod
+    def identity_of(fd: int) -> int:
+        """The layout of the tree that another program has left in the memfd `fd`: IDENTITY if it is ours."""
+        return int.from_bytes(os.pread(fd, 8, 8 * _IDENTITY), sys.byteorder)
+
+    @staticmethod
+    def replayed_in(fd: int) -> int:
+        """How many log entries the tree in the memfd `fd` holds the outcome of, while another process fills it."""
+        published = int.from_bytes(os.pread(fd, 8, 8 * _PUBLISHED), sys.byteorder)
+        return max(0, published - FIRST_NODEID)
+
+    @classmethod
+    def provisional_in(cls, fd: int) -> int:
+        """How many provisional nodeids are in use in the tree in the memfd `fd`, which is laid out as ours."""
+        capacity = int.from_bytes(os.pread(fd, 8, 8 * _CAPACITY), sys.byteorder)
+        return int(np.count_nonzero(np.frombuffer(cls(fd, capacity).serial, np.uint64)))
 
     @classmethod
     def resume(cls, capacity: int, fd: int) -> "Namespace | None":
         """The tree that another process left in the memfd `fd`, or nothing if there is none that can be used.
 
-        The identity covers the layout and this interpreter's secret for hashing names, so the tree of another version
-        of this module, or of a process that was not forked from the same one, is not taken for ours.
+        The identity covers the layout, so that the tree of a version of this module which laid it out in another way
+        is not taken for ours.
         """
         if os.fstat(fd).st_size == 0:
             return None
         namespace = cls(fd, capacity)
-        if namespace._header[_IDENTITY] != namespace._identity:
+        if namespace._header[_IDENTITY] != IDENTITY:
             return None
         # What a process was doing when it died lies beyond what it published, and is done again.
         last = next((node for node in range(namespace.published - 1, 0, -1) if namespace.extent_count[node]), 0)
         namespace._header[_EXTENTS_USED] = namespace.extent_start[last] + namespace.extent_count[last]
         return namespace
+
+    def _set_key(self, key: bytes) -> None:
+        self._key = key
+        for word, at in ((_KEY, 0), (_KEY_2, 8)):
+            self._header[word] = int.from_bytes(key[at : at + 8], sys.byteorder)
 
     def close(self) -> None:
         """Let go of the memfd. Columns must not be used afterwards."""
@@ -231,7 +273,7 @@ class Namespace:
     def lookup(self, parent: int, name: bytes) -> int:
         """The nodeid of `name` in directory `parent`, or 0."""
         slots, parents = self._slots, self.parent
-        slot = (hash(name) ^ parent * _SPREAD) & self._mask
+        slot = name_hash(self._key, parent, name) & self._mask
         while node := slots[slot]:
             if parents[node] == parent:
                 start = self.name_offset[node]
@@ -378,7 +420,7 @@ class Namespace:
     def link(self, nodeid: int, parent: int, name: bytes) -> bool:
         """The last step of `attach`, for callers that have stored the name already."""
         slots, parents, mask = self._slots, self.parent, self._mask
-        slot = (hash(name) ^ parent * _SPREAD) & mask
+        slot = name_hash(self._key, parent, name) & mask
         while node := slots[slot]:
             if parents[node] == parent:
                 start = self.name_offset[node]

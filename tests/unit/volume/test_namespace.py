@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tree of names against a dictionary, and as another process sees it in the same memory file."""
 
+import json
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from stat import S_IFDIR, S_IFREG
 
@@ -84,6 +87,33 @@ def test_another_mapping_of_the_same_memory_file(tree: Namespace) -> None:
     assert [twin.name(child) for child in twin.children(directory)] == [b"file", b"later"]
     assert twin.replayed == 3
     twin.close()
+
+
+def test_another_program_that_is_given_the_memory_file(tree: Namespace) -> None:
+    directory, _ = add(tree, ns.ROOT, b"directory", directory=True)
+    names = [b"file %d" % number for number in range(500)]
+    nodeids = [add(tree, directory, name, directory=False)[0] for name in names]
+    tree.serial[7] = 1 << 62 | 7
+    code = f"""
+from famfs_server.volume.namespace import IDENTITY, Namespace
+assert Namespace.identity_of({tree.fd}) == IDENTITY
+assert Namespace.replayed_in({tree.fd}) == 501
+assert Namespace.provisional_in({tree.fd}) == 1
+tree = Namespace.resume({CAPACITY}, {tree.fd})
+print([tree.lookup({directory}, b"file %d" % number) for number in range(501)])
+"""
+    for seed in ("1", "2"):
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(
+            words, env={"PYTHONHASHSEED": seed}, pass_fds=[tree.fd], stdout=subprocess.PIPE, timeout=30
+        )
+        assert json.loads(done.stdout) == [*nodeids, 0]
+
+
+def test_tree_that_is_laid_out_in_another_way(tree: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ns, "IDENTITY", ns.IDENTITY + 1)
+    assert Namespace.identity_of(tree.fd) != ns.IDENTITY
+    assert Namespace.resume(CAPACITY, os.dup(tree.fd)) is None
 
 
 def test_nodeids_are_functions_of_the_log_index() -> None:
