@@ -37,6 +37,7 @@ COMMANDS = {
         Entry("check", "Compare what a mount shows with its log.", "check"),
         Entry("fsck", "Check a file system and show its figures. Never changes anything.", "fsck"),
         Entry("status", "Show the state of a mounted file system.", "status"),
+        Entry("watch", "Tell what is created in a mounted file system, by this host and others.", "watch"),
         Entry("logplay", "Take in the log of a file system, or play it into a shadow tree.", "logplay"),
         Entry("getmap", "Show where the bytes of files lie.", "getmap"),
         Entry("flush", "Write the cached data of files back to memory.", "flush"),

@@ -28,5 +28,9 @@ def command(*, mount: str, as_json: bool) -> None:
         click.echo(f"  {count} entries not shown: {fault.replace('_', ' ')}")
     if found["damage"]:
         click.echo(f"  DAMAGED at log entry {found['damage']['index']}: {found['damage']['what']}")
+    if found["lagging"]:
+        click.echo(f"  lagging: log entry {entries['entries']} of another host is not whole yet")
+    if found["foreign_writer"]:
+        click.echo("  TWO MASTERS: somebody else has written to the log; nothing is created until the next mount")
     if found["takeovers"]:
         click.echo(f"  {found['takeovers']} takeovers")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control socket's server: HTTP/1.1 over a unix socket, for batches of files, status and log level.
+"""The control socket's server: HTTP/1.1 over a unix socket, for batches of files, status, watching and log level.
 
-Whoever can connect may look; only root and the owner of the mount may change anything (SO_PEERCRED). A request that is
-malformed, too large, half sent or slow costs its own connection and nothing else.
+Whoever can connect may look at figures; only root, and the user whom the mount option `control_uid` names, may change
+anything or see names (SO_PEERCRED). A request that is malformed, too large, half sent or slow costs its own connection
+and nothing else.
 """
 
 import contextlib
@@ -16,12 +17,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import h11
 import trio
 
 from famfs_server.daemon.control_client import SOCKET_NAME
 from famfs_server.daemon.options import SYSLOG_LEVELS, syslog_level
+from famfs_server.daemon.watch import Watcher, lines
 from famfs_server.errors import (
     ExistsError,
     FamfsError,
@@ -42,6 +45,8 @@ log = logging.getLogger(__name__)
 _PEERCRED = struct.Struct("3i")
 _LARGEST_SIZE = (1 << 63) - 1
 _LARGEST_ID = (1 << 32) - 2
+_WATCH_SECONDS = 0.05
+"""How often a watcher looks whether there is something to tell. It reads a few words of memory."""
 
 _HTTP_STATUS: tuple[tuple[type[FamfsError], int], ...] = (
     (NoSuchPathError, 404),
@@ -65,6 +70,8 @@ class Limits:
     seconds: float = 30.0
     """For sending a request whole, and again for taking the answer."""
     connections: int = 64
+    watchers: int = 16
+    """Of the connections, at most so many for watching."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +96,18 @@ class HttpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """What a method of a path does; `writes` needs more than being able to connect."""
+    """What a method of a path does; a `restricted` one needs more than being able to connect."""
 
     handle: Callable[["ControlServer", bytes], Reply]
-    writes: bool = False
+    restricted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    """A path whose answer goes on until one side ends it. `begin` is given the query of the request."""
+
+    begin: Callable[["ControlServer", dict[str, str]], Watcher]
+    restricted: bool = True
 
 
 class ControlServer:
@@ -105,13 +120,17 @@ class ControlServer:
         *,
         owner: int = 0,
         limits: Limits | None = None,
+        keep_log_level: Callable[[int], None] = lambda level: None,
     ) -> None:
-        """`status` gives what `/status` shows, and must be quick; `owner` is the uid that may write beside root."""
+        """`status` gives what `/status` shows, and must be quick; `owner` is the uid that may do all beside root;
+        `keep_log_level` remembers a syslog priority that was set, for the next worker."""
         self._volume = volume
         self._status = status
-        self._writers = frozenset({0, owner})
+        self._trusted = frozenset({0, owner})
         self._limits = limits or Limits()
+        self._keep_log_level = keep_log_level
         self._connections = 0
+        self._watchers = 0
 
     async def serve(self, listener: trio.SocketListener) -> None:
         """Answer until cancelled."""
@@ -135,6 +154,7 @@ class ControlServer:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.header)
         while True:
             reply: Reply | None = None
+            watcher: Watcher | None = None
             with trio.move_on_after(self._limits.seconds):
                 try:
                     if self._connections > self._limits.connections:
@@ -145,13 +165,20 @@ class ControlServer:
                     self._check_head(request)
                     route = self._route(request, uid)
                     body = await self._body(stream, connection, request)
+                    watcher = route.begin(self, _query(request)) if isinstance(route, _Feed) else None
                 except HttpError as error:
                     reply = _failure(error.status, error.number, str(error), allow=error.allow)
                 except h11.RemoteProtocolError as error:
                     reply = _failure(error.error_status_hint, 22, f"not an HTTP request: {error}")
+                except UsageError as error:
+                    reply = _failure(400, error.errno, str(error), kind=type(error).__name__)
                 else:
-                    # Not given up half way: trio waits for a thread, also beyond the time limit.
-                    reply = await trio.to_thread.run_sync(self._answer, route, body)
+                    if isinstance(route, _Route):
+                        # Not given up half way: trio waits for a thread, also beyond the time limit.
+                        reply = await trio.to_thread.run_sync(self._answer, route, body)
+            if reply is None and watcher is not None:
+                await self._feed(stream, connection, watcher)
+                return
             if reply is None:
                 reply = _failure(408, 110, f"the request did not arrive within {self._limits.seconds:.0f} seconds")
             with trio.move_on_after(self._limits.seconds):
@@ -159,6 +186,28 @@ class ControlServer:
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                 return
             connection.start_next_cycle()
+
+    async def _feed(self, stream: trio.SocketStream, connection: h11.Connection, watcher: Watcher) -> None:
+        """Answer with all that a watcher has to tell, until it ends or the client leaves."""
+        if self._watchers >= self._limits.watchers:
+            await _send(stream, connection, _failure(503, 11, "too many watchers at once"))
+            return
+        self._watchers += 1
+        gone = (trio.BrokenResourceError, trio.ClosedResourceError)
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def until_the_client_leaves() -> None:
+                    with contextlib.suppress(*gone):
+                        await stream.receive_some(1)
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(until_the_client_leaves)
+                with contextlib.suppress(*gone):
+                    await _tell_all(stream, connection, watcher)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._watchers -= 1
 
     async def _body(self, stream: trio.SocketStream, connection: h11.Connection, request: h11.Request) -> bytes:
         announced = dict(request.headers).get(b"content-length", b"0")
@@ -190,7 +239,7 @@ class ControlServer:
         if size > self._limits.header:
             raise HttpError(431, f"the head of a request has at most {self._limits.header} bytes", number=7)
 
-    def _route(self, request: h11.Request, uid: int) -> _Route:
+    def _route(self, request: h11.Request, uid: int) -> _Route | _Feed:
         path = request.target.decode("ascii", "replace").partition("?")[0]
         method = request.method.decode("ascii", "replace")
         methods = ROUTES.get(path)
@@ -200,8 +249,9 @@ class ControlServer:
         if route is None:
             allow = ", ".join(methods)
             raise HttpError(405, f"{path} understands {allow}, not {method[:20]}", number=95, allow=allow)
-        if route.writes and uid not in self._writers:
-            raise HttpError(403, "only root and the owner of the mount may change anything", number=1)
+        if route.restricted and uid not in self._trusted:
+            who = " or ".join(["root", *(f"uid {owner}" for owner in self._trusted - {0})])
+            raise HttpError(403, f"only {who} may ask the daemon of this mount for that", number=1)
         return route
 
     def _answer(self, route: _Route, body: bytes) -> Reply:
@@ -274,26 +324,42 @@ class ControlServer:
         """POST or PUT /log_level: 0 to 7."""
         level = syslog_level(body.decode("ascii", "replace"))
         logging.getLogger("famfs_server").setLevel(SYSLOG_LEVELS[level])
+        self._keep_log_level(level)
         return _text(f"{level}\n")
 
+    # -- feeds (on trio) ------------------------------------------------------------------------
 
-ROUTES: dict[str, dict[str, _Route]] = {
-    "/create": {"POST": _Route(ControlServer.create, writes=True)},
-    "/mkdir": {"POST": _Route(ControlServer.mkdir, writes=True)},
+    def watch(self, query: dict[str, str]) -> Watcher:
+        """GET /watch[?from=INDEX]: what changes, as lines of JSON; without INDEX from now on."""
+        start = query.pop("from", None)
+        if query:
+            raise HttpError(400, f"unknown parameter {sorted(query)[0][:50]!r}")
+        if start is not None and not (start.isascii() and start.isdigit() and len(start) < 20):
+            raise HttpError(400, "from must be the index of a log entry")
+        return Watcher(self._volume, None if start is None else int(start))
+
+
+ROUTES: dict[str, dict[str, _Route | _Feed]] = {
+    "/create": {"POST": _Route(ControlServer.create, restricted=True)},
+    "/mkdir": {"POST": _Route(ControlServer.mkdir, restricted=True)},
     "/status": {"GET": _Route(ControlServer.status)},
     "/pid": {"GET": _Route(ControlServer.pid)},
     "/icache_stats": {"GET": _Route(ControlServer.icache_stats)},
     "/icache_dump": {"GET": _Route(ControlServer.icache_dump)},
+    "/watch": {"GET": _Feed(ControlServer.watch)},
     "/log_level": {
         "GET": _Route(ControlServer.log_level),
-        "POST": _Route(ControlServer.set_log_level, writes=True),
-        "PUT": _Route(ControlServer.set_log_level, writes=True),
+        "POST": _Route(ControlServer.set_log_level, restricted=True),
+        "PUT": _Route(ControlServer.set_log_level, restricted=True),
     },
 }
 
 
-async def listen(directory: Path) -> trio.SocketListener:
-    """A listener on the socket in `directory`, which must exist. A socket left there by a dead daemon is replaced."""
+async def listen(directory: Path, *, public: bool = False) -> trio.SocketListener:
+    """A listener on the socket in `directory`, which must exist. A socket left there by a dead daemon is replaced.
+
+    A `public` one can be connected to by every user who can reach the directory.
+    """
     with contextlib.suppress(FileNotFoundError):
         (directory / SOCKET_NAME).unlink()
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -303,7 +369,7 @@ async def listen(directory: Path) -> trio.SocketListener:
         await listener.bind(f"/proc/self/fd/{handle}/{SOCKET_NAME}")
     finally:
         os.close(handle)
-    (directory / SOCKET_NAME).chmod(0o660)
+    (directory / SOCKET_NAME).chmod(0o666 if public else 0o600)
     listener.listen(64)
     return trio.SocketListener(listener)
 
@@ -312,6 +378,11 @@ def _peer_uid(stream: trio.SocketStream) -> int:
     raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
     uid: int = _PEERCRED.unpack(raw)[1]
     return uid
+
+
+def _query(request: h11.Request) -> dict[str, str]:
+    """The parameters behind the path of a request."""
+    return dict(parse_qsl(request.target.decode("ascii", "replace").partition("?")[2], keep_blank_values=True))
 
 
 async def _next_request(stream: trio.SocketStream, connection: h11.Connection) -> h11.Request | None:
@@ -324,6 +395,20 @@ async def _next_request(stream: trio.SocketStream, connection: h11.Connection) -
             return event
         else:
             return None
+
+
+async def _tell_all(stream: trio.SocketStream, connection: h11.Connection, watcher: Watcher) -> None:
+    headers = [("Content-Type", "application/x-ndjson"), ("Connection", "close")]
+    await stream.send_all(connection.send(h11.Response(status_code=200, headers=headers)) or b"")
+    data = lines(iter([watcher.begin()]))
+    while True:
+        await stream.send_all(connection.send(h11.Data(data=data)) or b"")
+        if watcher.ended:
+            break
+        while not watcher.is_behind:
+            await trio.sleep(_WATCH_SECONDS)
+        data = lines(watcher.take())
+    await stream.send_all(connection.send(h11.EndOfMessage()) or b"")
 
 
 async def _send(stream: trio.SocketStream, connection: h11.Connection, reply: Reply) -> None:

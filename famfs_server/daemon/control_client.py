@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -127,22 +127,52 @@ class ControlClient:
 
     def request(self, method: str, path: str, body: bytes = b"") -> bytes:
         """The body of the daemon's answer. Raises the daemon's own error, or ControlError."""
+        parts, received = [], 0
+        for part in self._exchange(method, path, body):
+            received += len(part)
+            if received > _MAX_RESPONSE:
+                raise ControlError(f"the daemon's answer to {path} is larger than {_MAX_RESPONSE} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+    def watch(self, index: int | None = None) -> Iterator[dict[str, Any]]:
+        """What changes from log entry `index` on, or from now on, as it happens; ends when the daemon has nothing more
+        to tell. Raises ControlError where the connection breaks: go on behind the last entry that came."""
+        line = b""
+        for part in self._exchange("GET", "/watch" if index is None else f"/watch?from={index}", b"", patient=True):
+            *whole, line = (line + part).split(b"\n")
+            for text in whole:
+                try:
+                    yield json.loads(text)
+                except ValueError as error:
+                    raise ControlError(f"what the daemon tells watchers makes no sense: {error}") from error
+
+    def _exchange(self, method: str, path: str, body: bytes, *, patient: bool = False) -> Iterator[bytes]:
+        """One request, and the body of its answer piece by piece; a `patient` caller waits for them for ever."""
         try:
             with self._connect() as connection:
-                status, answer = _exchange(connection, method, path, body)
+                answer = _answer(connection, method, path, body)
+                status = next(answer)
+                assert isinstance(status, int)
+                if status != 200:
+                    raise decode_error(status, b"".join(part for part in answer if isinstance(part, bytes)))
+                if patient:
+                    connection.settimeout(None)
+                for part in answer:
+                    assert isinstance(part, bytes)
+                    yield part
         except TimeoutError as error:
             raise ControlError(f"the daemon did not answer {path} within {self._seconds:.0f} seconds") from error
         except PermissionError as error:
-            raise errors.PrivilegeError("only root and the owner of the mount may talk to its daemon") from error
+            raise errors.PrivilegeError(
+                "only root may talk to the daemon of this mount; the mount option control_uid names one more user"
+            ) from error
         except OSError as error:
             raise ControlError(
                 f"cannot reach the daemon in {self.directory}: {os.strerror(error.errno or errno.EIO)}"
             ) from error
         except h11.RemoteProtocolError as error:
             raise ControlError(f"the daemon's answer to {path} is broken: {error}") from error
-        if status != 200:
-            raise decode_error(status, answer)
-        return answer
 
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -179,7 +209,8 @@ def _text(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
 
 
-def _exchange(connection: socket.socket, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+def _answer(connection: socket.socket, method: str, path: str, body: bytes) -> Iterator[int | bytes]:
+    """Send a request; the status of its answer, and then the answer's body piece by piece."""
     protocol = h11.Connection(h11.CLIENT)
     headers = [("Host", "localhost"), ("Connection", "close"), ("Content-Length", str(len(body)))]
     request = b"".join(
@@ -193,19 +224,15 @@ def _exchange(connection: socket.socket, method: str, path: str, body: bytes) ->
     # A daemon that refuses early answers and closes before it has read everything.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         connection.sendall(request)
-    status, chunks, received = 0, [], 0
     while True:
         event = protocol.next_event()
         if event is h11.NEED_DATA:
             protocol.receive_data(connection.recv(_CHUNK))
         elif isinstance(event, h11.Response):
-            status = event.status_code
+            yield event.status_code
         elif isinstance(event, h11.Data):
-            received += len(event.data)
-            if received > _MAX_RESPONSE:
-                raise ControlError(f"the daemon's answer to {path} is larger than {_MAX_RESPONSE} bytes")
-            chunks.append(bytes(event.data))
+            yield bytes(event.data)
         elif isinstance(event, h11.EndOfMessage):
-            return status, b"".join(chunks)
+            return
         elif isinstance(event, h11.ConnectionClosed):
             raise ControlError(f"the daemon closed the connection without an answer to {path}")

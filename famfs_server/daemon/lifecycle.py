@@ -51,7 +51,7 @@ def mount(options: MountOptions, *, foreground: bool = False, fake: bool = False
         uuid = _take_locks(device, host)
         if fake:
             return
-        run_directory = _make_run_directory(uuid, mount_point)
+        run_directory = _make_run_directory(uuid, mount_point, public=options.control_uid != 0)
         if foreground:
             _log_to(options, syslog=False)
             _supervise(options, device, host, run_directory, None)
@@ -107,12 +107,16 @@ def _mount_busy(line: str) -> FamfsError:
     return error
 
 
-def _make_run_directory(uuid: UUID, mount_point: str) -> Path:
+def _make_run_directory(uuid: UUID, mount_point: str, *, public: bool) -> Path:
+    """The mount's run-time directory; a `public` one lets every user through to the control socket in it."""
     name = hashlib.sha256(uuid.bytes + os.fsencode(mount_point)).hexdigest()[:16]
     directory = run_root() / name
     try:
         directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.mkdir(mode=0o700, exist_ok=True)
+        directory.chmod(0o711 if public else 0o700)
+        if public:
+            directory.parent.chmod(0o711)
     except OSError as error:
         raise MountError(f"cannot make {directory}: {os.strerror(error.errno or errno.EIO)}") from error
     return directory

@@ -36,6 +36,7 @@ _TOLERATED = frozenset(
 
 _TOLERATED_PREFIXES = ("x-", "X-", "comment=", "helper=", "uhelper=")
 
+_LARGEST_UID = (1 << 32) - 2
 _LONGEST_SECONDS = 10 * 365 * 86400.0
 
 
@@ -63,6 +64,8 @@ class MountOptions:
     require_all_daxdevs: bool = False
     poll: float = 1.0
     """Seconds between looks at the log that no request asked for; 0: none."""
+    control_uid: int = 0
+    """The user who may use the control socket like root."""
     debug: bool = False
     log_level: int = SYSLOG_LEVELS[5]
     """As the module `logging` counts."""
@@ -165,6 +168,12 @@ def _poll(options: MountOptions, value: str) -> MountOptions:
     return replace(options, poll=_seconds("poll", value))
 
 
+def _control_uid(options: MountOptions, value: str) -> MountOptions:
+    if not (value.isascii() and value.isdigit() and len(value) < 11 and int(value) <= _LARGEST_UID):
+        raise UsageError(f"mount option control_uid={value}: use the number of a user")
+    return replace(options, control_uid=int(value))
+
+
 def _dialect(options: MountOptions, value: str) -> MountOptions:
     return replace(options, dialect=dialects.by_name(value).name)
 
@@ -207,6 +216,7 @@ _VALUES: dict[str, Callable[[MountOptions, str], MountOptions]] = {
     "cache": _cache,
     "timeout": _timeout,
     "poll": _poll,
+    "control_uid": _control_uid,
     "dialect": _dialect,
     "daxdev": _daxdev,
     "loglevel": _log_level,

@@ -17,6 +17,8 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
     figures = volume.statistics()
     record = channel.session.record
     plane = channel.plane
+    # What another host's caches still hold of an entry is no damage (decisions 7).
+    damage = None if volume.lagging else figures.stop
     return {
         "version": __version__,
         "kernel": os.uname().release,
@@ -34,7 +36,7 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
         "directories": figures.directories,
         "space": {"capacity": figures.capacity, "allocated": figures.allocated, "free": figures.free},
         "skipped": {fault.name.lower(): count for fault, count in figures.skipped.items()},
-        "damage": None if figures.stop is None else {"index": figures.stop.index, "what": figures.stop.damage.value},
+        "damage": None if damage is None else {"index": damage.index, "what": damage.damage.value},
         "lagging": volume.lagging,
         "foreign_writer": volume.foreign_writer,
         "not_logged_yet": len(volume.promised),

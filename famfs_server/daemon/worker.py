@@ -18,7 +18,7 @@ import trio
 from famfs_server import privileges
 from famfs_server.daemon import control, status
 from famfs_server.daemon.control import ControlServer
-from famfs_server.daemon.options import MountOptions
+from famfs_server.daemon.options import SYSLOG_LEVELS, MountOptions
 from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.errors import FamfsError, NegotiationError
 from famfs_server.fuse.abi import InitFlag
@@ -143,9 +143,10 @@ def _serve(assignment: Assignment) -> int:
     filesystem = FileSystem(volume, settings)
     privileges.drop_all()
     prctl.set_pdeathsig(signal.SIGKILL)
-    filesystem.notify = _start_notifier(assignment).put
+    notifier = _start_notifier(assignment)
+    filesystem.notify = notifier.put
     pyfuse3.init(FamfsOperations(filesystem), f"/dev/fd/{channel.libfuse_end.fileno()}", {"fsname=famfs"})
-    trio.run(_main, assignment, filesystem, channel, decision)
+    trio.run(_main, assignment, filesystem, channel, decision, notifier)
     return 0
 
 
@@ -173,6 +174,7 @@ async def _main(
     filesystem: FileSystem,
     channel: Channel,
     decision: Decision,
+    notifier: Notifier,
 ) -> None:
     token = trio.lowlevel.current_trio_token()
     async with trio.open_nursery() as nursery:
@@ -192,23 +194,33 @@ async def _main(
         if assignment.background:
             leave_terminal()
         tell(assignment.messages, _ready_message(Negotiated(channel.init, decision)))
+        options, record = assignment.options, assignment.session.record
+        if record.log_level is not None:
+            logging.getLogger("famfs_server").setLevel(SYSLOG_LEVELS[record.log_level])
         server = ControlServer(
-            filesystem.volume, lambda: status.status(assignment.options, filesystem, channel, decision)
+            filesystem.volume,
+            lambda: status.status(options, filesystem, channel, decision),
+            owner=options.control_uid,
+            keep_log_level=record.keep_log_level,
         )
-        nursery.start_soon(server.serve, await control.listen(assignment.run_directory))
-        if assignment.options.poll:
-            nursery.start_soon(_poll, filesystem, assignment.options.poll)
+        listener = await control.listen(assignment.run_directory, public=options.control_uid != 0)
+        nursery.start_soon(server.serve, listener)
+        if options.poll:
+            nursery.start_soon(_poll, filesystem, options.poll)
         while True:
-            assignment.session.record.beat()
+            record.beat()
+            notifier.retry()
             await trio.sleep(BEAT_SECONDS)
 
 
 async def _poll(filesystem: FileSystem, seconds: float) -> None:
-    """Look at the log from time to time, for figures and watchers: lookups and listings look by themselves."""
+    """Look at the log from time to time, for figures, watchers and the kernel: lookups and listings look by
+    themselves."""
     while True:
         await trio.sleep(seconds)
         try:
             await trio.to_thread.run_sync(filesystem.follow)
+            filesystem.tell_of_gains()
         except (FamfsError, OSError) as error:
             log.debug("looking at the log: %s", error)
 

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
+
 from famfs_server.errors import FamfsError
-from famfs_server.fuse.abi import OpenFlag, SetattrValid, inval_entry
+from famfs_server.fuse.abi import OpenFlag, SetattrValid, inval_entry, inval_inode
 from famfs_server.omf import layout
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.check import describe_stop
@@ -100,6 +102,8 @@ class FileSystem:
         self._refreshing = threading.Lock()
         self._reported = volume.stop
         self._hinted: set[int] = set()
+        self._told = tree.published
+        """Up to which entry the kernel has been told of directories that gained some."""
 
     # -- names ----------------------------------------------------------------------------------
 
@@ -137,6 +141,21 @@ class FileSystem:
                 log.error("%s: %s", volume.device, describe_stop(volume.stop))
         self._require_log()
         return True
+
+    def tell_of_gains(self) -> None:
+        """Have the kernel drop what it has cached of directories that another host has put something into: one
+        notification for each directory, however much came (decisions 10).
+
+        For the background poll, not for requests: they look at the log before they answer.
+        """
+        tree = self.namespace
+        first, self._told = self._told, tree.published
+        if self.volume.role is Role.MASTER or first == self._told:
+            return
+        parents = np.unique(np.frombuffer(tree.parent, np.uint32)[first : self._told])
+        # A skipped entry has no parent, and a directory that is as new as its entries is not known to the kernel yet.
+        for directory in parents[(parents != 0) & (parents < first)].tolist():
+            self.notify(inval_inode(directory, 0, 0))
 
     def _require_log(self) -> None:
         if self.volume.stop is not None and self.volume.stop.damage in _FATAL:

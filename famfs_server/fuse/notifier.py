@@ -10,7 +10,9 @@ import errno
 import fcntl
 import logging
 import os
+import threading
 import time
+from collections import deque
 
 from famfs_server.fuse import abi
 
@@ -18,8 +20,8 @@ log = logging.getLogger(__name__)
 
 _ROOM = 1 << 20
 """Bytes of notifications on their way: what a pipe may hold without privileges."""
-
-
+_MOST = 1 << 15
+"""Notifications that wait for room in the pipe: twice as many as there can be new files."""
 _GATHER_SECONDS = 0.02
 """What is notified within this time goes out together: the kernel then gives many inodes back in one request, and the
 worker is not disturbed between two requests. Nobody waits for a notification."""
@@ -36,15 +38,35 @@ class Notifier:
             fcntl.fcntl(sink, fcntl.F_SETPIPE_SZ, _ROOM)
         except PermissionError:
             log.debug("the pipe for notifications stays small: its owner has many")
+        self._waiting: deque[bytes] = deque()
+        self._retrying = threading.Lock()
         self.dropped = 0
-        """Notifications that found no room; each is a hint that the kernel can do without."""
+        """Notifications that found no room at all; each is a hint that the kernel can do without."""
 
     def put(self, notification: bytes) -> None:
         """Queue a notification (`abi.inval_entry` and its like); never waits."""
+        if len(self._waiting) >= _MOST:
+            self.dropped += 1
+        elif self._waiting or not self._write(notification):
+            self._waiting.append(notification)
+
+    def retry(self) -> None:
+        """Hand over what found no room in the pipe; to be called from time to time.
+
+        Without their INVAL_ENTRY new files would keep their provisional rows until memory is short.
+        """
+        with self._retrying:
+            while self._waiting and self._write(self._waiting[0]):
+                self._waiting.popleft()
+
+    def _write(self, notification: bytes) -> bool:
         try:
             os.write(self._sink, notification)
-        except (BlockingIOError, BrokenPipeError):
+        except BlockingIOError:
+            return False
+        except BrokenPipeError:
             self.dropped += 1
+        return True
 
 
 def send_all(source: int, fuse: int) -> None:

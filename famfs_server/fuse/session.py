@@ -27,7 +27,7 @@ _SMALL_MAX_WRITE = 1 << 17
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
 _RING = 64
-_ANSWERED, _LAST, _RELAYED, _RETURNED, _BEAT, _POISON, _TAKEOVERS, _WORK, _RING_AT = range(9)
+_ANSWERED, _LAST, _RELAYED, _RETURNED, _BEAT, _POISON, _TAKEOVERS, _WORK, _LOG_LEVEL, _RING_AT = range(10)
 _UNIQUE_OFFSET = 8
 
 
@@ -73,6 +73,10 @@ class SessionRecord:
         """A request that takes long has made some progress."""
         self._words[_WORK] += 1
 
+    def keep_log_level(self, level: int) -> None:
+        """A log level that somebody has set holds for the next workers too."""
+        self._words[_LOG_LEVEL] = level + 1
+
     def note_change(self, unique: int, before: int) -> None:
         """Before a request that changes something is served: how it was before, as a number that tells whether it has
         been served: where the log ended, or how often a file was open (decisions 15)."""
@@ -114,6 +118,12 @@ class SessionRecord:
         """The unique of the request that was read last and is not answered yet, or 0."""
         unique = int.from_bytes(self.buffer[_UNIQUE_OFFSET : _UNIQUE_OFFSET + 8], "little")
         return 0 if unique == self._words[_LAST] else unique & ~abi.UNIQUE_RESEND
+
+    @property
+    def log_level(self) -> int | None:
+        """The log level, as a syslog priority, that was set while mounted; nothing if none was."""
+        kept = self._words[_LOG_LEVEL]
+        return kept - 1 if kept else None
 
     @property
     def poison(self) -> int:

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -35,13 +35,13 @@ from famfs_server.volume.volume import Volume
 
 HOST = UUID("f00dcafe-0102-4304-8506-0708090a0b0c")
 NOBODY = 65534
-LIMITS = Limits(header=4096, body=256 << 10, seconds=0.5, connections=8)
+LIMITS = Limits(header=4096, body=256 << 10, seconds=0.5, connections=8, watchers=2)
 
 
 class Server:
     """A control server in a thread of its own, over a volume in a sparse file."""
 
-    def __init__(self, directory: Path, host: UUID = HOST, limits: Limits = LIMITS) -> None:
+    def __init__(self, directory: Path, host: UUID = HOST, limits: Limits = LIMITS, owner: int = 0) -> None:
         self.directory = directory
         directory.mkdir(parents=True)
         image = directory / "image"
@@ -52,7 +52,10 @@ class Server:
         format.make_filesystem(self.memory, "/dev/dax0.0", HOST, log_length=layout.MIN_LOG_LENGTH)
         self.volume = Volume(self.memory, host, "/dev/dax0.0")
         self.client = ControlClient(str(directory), seconds=10)
-        self._server = ControlServer(self.volume, lambda: {"data_path": "server", "answer": 42}, limits=limits)
+        self._public = owner != 0
+        self._server = ControlServer(
+            self.volume, lambda: {"data_path": "server", "answer": 42}, owner=owner, limits=limits
+        )
         self._started = threading.Event()
         self._scope = trio.CancelScope()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -62,7 +65,7 @@ class Server:
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        listener = await listen(self.directory)
+        listener = await listen(self.directory, public=self._public)
         with self._scope:
             self._started.set()
             await self._server.serve(listener)
@@ -100,6 +103,36 @@ class Server:
                 while part := connection.recv(65536):
                     answer += part
             return answer
+
+    def as_nobody(self, act: Callable[[], object]) -> str:
+        """What `act` gives, done by another user in another process."""
+        if os.geteuid() != 0:
+            pytest.skip("needs root to become another user")
+        for path in (self.directory, *self.directory.parents):
+            if path == Path("/tmp"):
+                break
+            path.chmod(0o755)
+        if not self._public:
+            (self.directory / "sock").chmod(0o666)
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            outcome = "nothing"
+            try:
+                signal.alarm(20)
+                os.setresgid(NOBODY, NOBODY, NOBODY)
+                os.setresuid(NOBODY, NOBODY, NOBODY)
+                outcome = str(act())
+            except BaseException as error:
+                outcome = repr(error)
+            finally:
+                os.write(write_end, outcome.encode())
+                os._exit(0)
+        os.close(write_end)
+        with os.fdopen(read_end, "rb") as pipe:
+            answer = pipe.read().decode()
+        os.waitpid(pid, 0)
+        return answer
 
     def is_well(self) -> bool:
         """Whether the server answers, given time to notice on a busy machine that other clients have left."""
@@ -341,42 +374,94 @@ def test_too_many_clients_are_turned_away_and_the_rest_served(server: Server) ->
 
 
 def test_another_user_may_look_but_not_change(server: Server) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to become another user")
-    directory = server.directory
-    for path in (directory, *directory.parents):
-        if path == Path("/tmp"):
-            break
-        path.chmod(0o755)
-    (directory / "sock").chmod(0o666)
-    read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        outcome = "nothing"
-        try:
-            signal.alarm(20)
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            looked = server.client.pid() > 0
-            for change in (
-                lambda: server.client.mkdir(b"d", 0o755, 0, 0),
-                lambda: server.client.create([file(b"f")]),
-                lambda: server.client.request("PUT", "/log_level", b"7"),
-            ):
-                with contextlib.suppress(errors.PrivilegeError):
-                    change()
-                    looked = False
-            outcome = "refused" if looked else "allowed"
-        except BaseException as error:
-            outcome = repr(error)
-        finally:
-            os.write(write_end, outcome.encode())
-            os._exit(0)
-    os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        assert pipe.read() == b"refused"
-    os.waitpid(pid, 0)
+    def act() -> str:
+        looked = server.client.pid() > 0
+        for change in (
+            lambda: server.client.mkdir(b"d", 0o755, 0, 0),
+            lambda: server.client.create([file(b"f")]),
+            lambda: server.client.request("PUT", "/log_level", b"7"),
+            lambda: next(server.client.watch()),
+        ):
+            with contextlib.suppress(errors.PrivilegeError):
+                change()
+                looked = False
+        return "refused" if looked else "allowed"
+
+    assert server.as_nobody(act) == "refused"
     assert server.volume.namespace.replayed == 0
+
+
+def test_a_user_whom_the_mount_trusts_may_change(tmp_path: Path) -> None:
+    server = Server(tmp_path / "run", owner=NOBODY)
+    try:
+        assert server.as_nobody(lambda: server.client.mkdir(b"d", 0o755, 0, 0)) == "16"
+        assert server.as_nobody(lambda: next(server.client.watch())["index"]) == "1"
+    finally:
+        server.close()
+
+
+# -- watching -----------------------------------------------------------------------------------
+
+
+def test_watchers_are_told_what_is_made(server: Server) -> None:
+    server.volume.mkdir(b"before", 0o755, 0, 0)
+    watching = server.client.watch()
+    assert next(watching)["index"] == 1
+    server.volume.mkdir(b"d", 0o750, 1, 2)
+    made = next(watching)
+    assert made == {
+        "event": "directory",
+        "index": 1,
+        "nodeid": 17,
+        "path": "d",
+        "mode": 0o750,
+        "uid": 1,
+        "gid": 2,
+    }
+    server.client.create([file(b"d/f%d" % number) for number in range(3)])
+    assert [next(watching)["path"] for _ in range(3)] == ["d/f0", "d/f1", "d/f2"]
+    watching.close()
+    again = server.client.watch(0)
+    assert [next(again).get("path") for _ in range(6)] == [None, "before", "d", "d/f0", "d/f1", "d/f2"]
+    again.close()
+
+
+def test_a_watcher_that_does_not_listen_costs_nothing_and_loses_nothing(server: Server) -> None:
+    count = 4000
+    watching = server.client.watch()
+    next(watching)
+    for start in range(0, count, 1000):
+        server.client.create([file(b"f%d" % number) for number in range(start, start + 1000)])
+    assert server.is_well()
+    assert [next(watching)["path"] for _ in range(count)] == [f"f{number}" for number in range(count)]
+    watching.close()
+
+
+def test_places_for_watchers_are_few_and_come_back(server: Server) -> None:
+    watchers = [server.client.watch() for _ in range(LIMITS.watchers)]
+    for watcher in watchers:
+        next(watcher)
+    with pytest.raises(errors.FamfsError, match="too many watchers"):
+        next(server.client.watch())
+    assert server.is_well()
+    watchers[0].close()
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            again = server.client.watch()
+            next(again)
+            break
+        except errors.FamfsError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    again.close()
+
+
+@pytest.mark.parametrize("query", ["from=1", "from=-1", "from=x", "from=", "from=99999999999999999999", "form=0"])
+def test_watching_from_nowhere(server: Server, query: str) -> None:
+    answer = server.raw(b"GET /watch?%s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % query.encode())
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert server.is_well()
 
 
 def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:

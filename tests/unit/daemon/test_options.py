@@ -47,6 +47,7 @@ def test_defaults_are_the_safe_ones() -> None:
         ("timeout=0", "timeout", 0.0),
         ("timeout=2.5", "timeout", 2.5),
         ("poll=0", "poll", 0.0),
+        ("control_uid=1000", "control_uid", 1000),
         ("nocreate", "create", False),
         ("nocreate,create", "create", True),
         ("dialect=push", "dialect", "push"),

@@ -131,6 +131,32 @@ def test_names_that_are_too_long(master: FileSystem) -> None:
     assert refused(lambda: master.create(directory, b"y" * 76, 0, 0o644, 0, 0)) == "ENAMETOOLONG"
 
 
+def test_a_batch_of_another_host_is_one_notification_for_each_directory_that_is_known(
+    master: FileSystem, client: FileSystem
+) -> None:
+    directory = client.lookup(ROOT, b"dir")
+    told: list[bytes] = []
+    client.notify = master.notify = told.append
+    client.tell_of_gains()
+    assert told == []
+    files = [NewFile(b"dir/f%d" % number, 1, 0o644, 0, 0) for number in range(1500)]
+    master.volume.create_many(files)
+    # What requests find is told by the next poll, and once.
+    assert client.lookup(directory, b"f700")
+    assert told == []
+    client.tell_of_gains()
+    assert told == [abi.inval_inode(directory, 0, 0)]
+    master.volume.mkdir(b"new", 0o755, 0, 0)
+    master.volume.create_many([NewFile(b"new/f", 1, 0o644, 0, 0), NewFile(b"dir/g", 1, 0o644, 0, 0)])
+    client.follow()
+    client.tell_of_gains()
+    client.tell_of_gains()
+    assert told[1:] == [abi.inval_inode(ROOT, 0, 0), abi.inval_inode(directory, 0, 0)]
+    # The master has made them itself.
+    master.tell_of_gains()
+    assert len(told) == 3
+
+
 def test_what_another_host_has_made_is_found(master: FileSystem, client: FileSystem) -> None:
     assert client.lookup(ROOT, b"new") == 0
     made = master.mkdir(ROOT, b"new", 0o700, 5, 6)
