@@ -156,6 +156,7 @@ class MetaMemory:
 
         self.view = memoryview(b"")
         self.writable = False
+        self.sparse = False
         self._fds: list[tuple[int, int, int]] = []
         try:
             for name, start in ((".superblock", layout.SUPERBLOCK_OFFSET), (".log", layout.LOG_OFFSET)):

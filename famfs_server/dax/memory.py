@@ -48,6 +48,8 @@ class Memory:
         #: How lines are written back (docs/format.md 5.4); `none` when they are not.
         self.mechanism = cacheline.MECHANISM if flush else "none"
         self._flush = flush
+        #: Whether zeroing a large range costs no more than a small one.
+        self.sparse = punch is not None
         self._punch = punch
 
     def read(self, offset: int, length: int) -> bytes:

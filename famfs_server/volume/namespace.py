@@ -14,9 +14,11 @@ import hashlib
 import mmap
 import os
 import sys
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, chain
 from stat import S_IFDIR, S_IFREG, S_ISDIR
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +95,18 @@ def _fingerprint() -> int:
 
 IDENTITY = _fingerprint()
 """Stands for the layout of the memory: the same in every program that lays it out like this."""
+
+
+class NewNode(NamedTuple):
+    """A node that is to be shown: where it belongs, and what it is. `mode` has the file type, `size` is in bytes."""
+
+    parent: int
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    fmap: Fmap
 
 
 class Namespace:
@@ -410,6 +424,34 @@ class Namespace:
         self._map[start : start + len(data)] = data
         self._header[_NAMES_USED] = used + len(data)
         return start
+
+    def enter(self, first: int, nodes: Sequence[NewNode]) -> range:
+        """Show `nodes`, none of whose names exists, as the next ones, from nodeid `first` on; their nodeids.
+
+        By columns, because nodes come in batches of thousands.
+        """
+        new = range(first, first + len(nodes))
+        rows = slice(new.start, new.stop)
+        parents, names, modes, uids, gids, sizes, maps = zip(*nodes, strict=True)
+        self.mode[rows] = array("I", modes)
+        self.uid[rows] = array("I", uids)
+        self.gid[rows] = array("I", gids)
+        self.size[rows] = array("Q", sizes)
+        self.chunk[rows] = array("Q", [fmap.chunk_size for fmap in maps])
+        counts = [len(fmap.extents) for fmap in maps]
+        start = self.reserve_extents(sum(counts))
+        self.extent_count[rows] = array("B", counts)
+        self.extent_start[rows] = array("I", accumulate(counts[:-1], initial=start))
+        words = array("Q", chain.from_iterable(extent for fmap in maps for extent in fmap.extents))
+        self._extent_words[3 * start : 3 * start + len(words)] = words
+        lengths = [len(name) for name in names]
+        start = self.store_names(b"".join(names))
+        self.name_length[rows] = array("B", lengths)
+        self.name_offset[rows] = array("Q", accumulate(lengths[:-1], initial=start))
+        for nodeid, parent, name in zip(new, parents, names, strict=True):
+            self.link(nodeid, parent, name)
+        self.publish(new.stop)
+        return new
 
     def attach(self, nodeid: int, parent: int, name: bytes) -> bool:
         """Make a node, all of whose other columns are set, reachable as `name` in `parent`; False if that exists."""

@@ -6,6 +6,7 @@ and applied by one loop that does only what depends on the entries before: paths
 comes out the same on every host, because nothing but the media decides it (docs/design.md).
 """
 
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -228,6 +229,10 @@ def valid_prefix(data: bytes, index: int, count: int) -> int:
     computed = np.fromiter((crc32(view[at : at + span]) for at in starts), np.uint64, count)
     wrong = (computed != entries["crc"]) | (entries["seqnum"] != np.arange(index, index + count, dtype=np.uint64))
     return int(wrong.argmax()) if wrong.any() else count
+
+
+is_plain = re.compile(rb"[^./\0][^/\0]*(?:/[^./\0][^/\0]*)*").fullmatch
+"""Finds out quickly that `normalise` would leave a path as it is; says no to names with a leading dot, too."""
 
 
 def normalise(path: bytes) -> tuple[bytes, Fault]:

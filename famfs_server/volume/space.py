@@ -5,7 +5,7 @@ Free space is kept as runs, not as a bitmap: memory grows with fragmentation, ne
 million files is one run. A run is keyed by its end, so that taking space from its front changes a value and no key.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -234,6 +234,31 @@ class Space:
             if size >= interleave.chunk_size:
                 return self._allocate_strips(size, interleave)
         return Fmap((self._allocate_run(size),))
+
+    def allocate_many(self, wanted: Sequence[tuple[int, Interleave | None]]) -> list[Fmap]:
+        """Space for many files, as sizes and stripings: one run for all that are not striped, if there is one.
+
+        Raises NoSpaceError, having changed nothing.
+        """
+        maps: list[Fmap] = []
+        if len(wanted) > 1 and not any(interleave for _, interleave in wanted):
+            lengths = [-(-size // layout.ALLOC_UNIT) * layout.ALLOC_UNIT for size, _ in wanted]
+            at = self._usable[0].first_fit(sum(lengths), self._cursor, self._usable[0].end)
+            if at is not None:
+                self.own((Extent(0, at, sum(lengths)),))
+                for length in lengths:
+                    maps.append(Fmap((Extent(0, at, length),)))
+                    at += length
+                self._cursor = at
+                return maps
+        try:
+            for size, interleave in wanted:
+                maps.append(self.allocate(size, interleave))
+        except BaseException:
+            for fmap in maps:
+                self.free_again(fmap)
+            raise
+        return maps
 
     def free_again(self, fmap: Fmap) -> None:
         """Give back what `allocate` gave, when the entry did not reach the log."""

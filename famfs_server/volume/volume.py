@@ -3,11 +3,11 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from stat import S_IFDIR, S_IFREG
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from famfs_server.errors import (
@@ -25,8 +25,8 @@ from famfs_server.omf.log import Extent, Fmap
 from famfs_server.volume import fmap as fmap_arithmetic
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.faults import Fault
-from famfs_server.volume.namespace import Namespace
-from famfs_server.volume.replay import Damage, Replay, Stop, normalise
+from famfs_server.volume.namespace import Namespace, NewNode
+from famfs_server.volume.replay import Damage, Replay, Stop, is_plain, normalise
 from famfs_server.volume.space import Interleave, Space
 
 _REFRESH_BLOCK = 256
@@ -51,6 +51,7 @@ class DeviceMemory(Protocol):
     size: int
     view: memoryview
     writable: bool
+    sparse: bool
 
     def read(self, offset: int, length: int) -> bytes: ...
     def read_fresh(self, offset: int, length: int) -> bytes: ...
@@ -85,8 +86,7 @@ class Statistics:
     stop: Stop | None
 
 
-@dataclass(frozen=True, slots=True)
-class NewFile:
+class NewFile(NamedTuple):
     """A file to be made: a normalised path, its size in bytes, and its attributes."""
 
     path: bytes
@@ -356,21 +356,15 @@ class Volume:
         with self.lock:
             self._begin_append(len(files) + len(self.promised) + len(self._being_made))
             places = self._places([new.path for new in files])
-            maps: list[Fmap] = []
-            try:
-                for new in files:
-                    if new.size <= 0:
-                        raise PathError(f"{new.path.decode(errors='replace')}: a famfs file cannot be empty")
-                    maps.append(self.space.allocate(new.size, new.interleave))
-            except BaseException:
-                self._free(maps)
-                raise
+            for new in files:
+                if new.size <= 0:
+                    raise PathError(f"{new.path.decode(errors='replace')}: a famfs file cannot be empty")
+            maps = self.space.allocate_many([(new.size, new.interleave) for new in files])
             self._being_made.update(places)
         # Zeroing takes as long as the files are large; nobody else must wait for it.
         try:
-            for new, fmap in zip(files, maps, strict=True):
-                for extent in fmap_arithmetic.runs(fmap, 0, whole_pages(new.size)):
-                    self.zero(extent)
+            for extent in self._fresh(files, maps):
+                self.zero(extent)
             with self.lock:
                 return self._log_files(files, maps, places)
         except BaseException:
@@ -380,6 +374,24 @@ class Volume:
         finally:
             with self.lock:
                 self._being_made.difference_update(places)
+
+    def _fresh(self, files: Sequence[NewFile], maps: Sequence[Fmap]) -> Iterator[Extent]:
+        """What must be zeroed of new files' space: what their mappings show, or, where that costs no more, all of it
+        in as few pieces as possible."""
+        if not self._memory.sparse:
+            for new, fmap in zip(files, maps, strict=True):
+                yield from fmap_arithmetic.runs(fmap, 0, whole_pages(new.size))
+            return
+        device, start, end = 0, 0, 0
+        for fmap in maps:
+            for extent in fmap.extents:
+                if (extent.device, extent.offset) != (device, end):
+                    if end > start:
+                        yield Extent(device, start, end - start)
+                    device, start, _ = extent
+                end = extent.offset + extent.length
+        if end > start:
+            yield Extent(device, start, end - start)
 
     def _free(self, maps: Sequence[Fmap]) -> None:
         for fmap in maps:
@@ -403,10 +415,12 @@ class Volume:
             for new, fmap in zip(files, maps, strict=True)
         ]
         append.run(append.append_steps(first, [log.build_files(first, records)]), self._memory)
-        return [
-            self._enter(index, place, S_IFREG | new.mode & 0o7777, new.uid, new.gid, new.size, fmap)
-            for index, (new, place, fmap) in enumerate(zip(files, places, maps, strict=True), first)
+        # Shown without reading back what has just been appended.
+        rows = [
+            NewNode(*place, S_IFREG | new.mode & 0o7777, new.uid, new.gid, new.size, fmap)
+            for new, place, fmap in zip(files, places, maps, strict=True)
         ]
+        return list(self.namespace.enter(ns.nodeid_of(first), rows))
 
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> int:
         """Log a new directory; its nodeid. Raises the errors of `create_many`."""
@@ -415,7 +429,8 @@ class Volume:
             place = self._places([path])[0]
             entry = log.build_mkdir(index, path, mode=mode, uid=uid, gid=gid)
             append.run(append.append_steps(index, [entry]), self._memory)
-            return self._enter(index, place, S_IFDIR | mode & 0o7777, uid, gid, 0, Fmap(()))
+            new = NewNode(*place, S_IFDIR | mode & 0o7777, uid, gid, 0, Fmap(()))
+            return self.namespace.enter(ns.nodeid_of(index), [new])[0]
 
     def require_room(self, count: int) -> None:
         """Raise what an append of `count` entries would, as far as can be told without a look at the log."""
@@ -489,7 +504,7 @@ class Volume:
         places = []
         for path in paths:
             log.encode_path(path)
-            if normalise(path) != (path, Fault.NONE):
+            if not is_plain(path) and normalise(path) != (path, Fault.NONE):
                 raise PathError(f"{path.decode(errors='replace')}: not a plain path below the mount point")
             head, _, name = path.rpartition(b"/")
             parent = parents.get(head) or parents.setdefault(head, self._directory(head))
@@ -507,16 +522,6 @@ class Volume:
             raise NoSuchPathError(f"{path.decode(errors='replace')}: no such directory")
         if not self.namespace.is_directory(nodeid):
             raise NotADirectoryPathError(f"{path.decode(errors='replace')} is not a directory")
-        return nodeid
-
-    def _enter(self, index: int, place: tuple[int, bytes], mode: int, uid: int, gid: int, size: int, fmap: Fmap) -> int:
-        """Show what has just been appended, without reading it back."""
-        tree, nodeid = self.namespace, ns.nodeid_of(index)
-        tree.mode[nodeid], tree.uid[nodeid], tree.gid[nodeid] = mode, uid, gid
-        tree.size[nodeid] = size
-        tree.set_fmap(nodeid, fmap)
-        tree.attach(nodeid, *place)
-        tree.publish(nodeid + 1)
         return nodeid
 
     # -- figures --------------------------------------------------------------------------------
