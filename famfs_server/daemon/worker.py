@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that serves one mount: replays the log, negotiates, answers requests until the connection ends."""
 
+import gc
 import json
 import logging
 import os
@@ -36,6 +37,8 @@ Message = dict[str, str | int | list[str]]
 
 
 SWITCH_SECONDS = 5e-5
+GARBAGE_THRESHOLD = 20_000
+"""New objects between two searches for garbage: a batch of files makes a hundred thousand of them, none in a cycle."""
 BEAT_SECONDS = 1.0
 """How often the control plane shows that it is alive."""
 
@@ -74,6 +77,9 @@ def run(assignment: Assignment) -> int:
     prctl.set_name("famfs-worker")
     # A control plane that computes must give the interpreter back soon: requests wait for it (decisions 6).
     sys.setswitchinterval(SWITCH_SECONDS)
+    # What was imported stays; looking through it for garbage again and again would only hold requests up.
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
     # The supervisor unmounts; a signal meant for it, sent to the whole group, must not stop the service before.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

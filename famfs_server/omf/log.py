@@ -116,7 +116,7 @@ def encode_path(path: str | bytes) -> bytes:
 
 
 class FileRecord(NamedTuple):
-    """What a FILE entry says. `size` in bytes, `mode` permission bits only, `path` normalised."""
+    """What a FILE entry says. `size` in bytes, `mode` permission bits only, `path` normalised and encoded."""
 
     path: bytes
     size: int
@@ -138,10 +138,8 @@ def build_files(first_index: int, files: Sequence[FileRecord]) -> bytes:
             _STRIPES.pack_into(data, place, len(extents), chunk_size)
             place += _STRIPES.size
         index = first_index + at // layout.LOG_ENTRY_SIZE
-        path, mode = encode_path(path), mode & 0o7777
-        _FILE.pack_into(
-            data, at, index, EntryType.FILE, size, layout.FILE_FLAG_ALL_HOSTS_RW, uid, gid, mode, path, kind, count
-        )
+        flags, mode = layout.FILE_FLAG_ALL_HOSTS_RW, mode & 0o7777
+        _FILE.pack_into(data, at, index, EntryType.FILE, size, flags, uid, gid, mode, path, kind, count)
         for extent in extents:
             _EXTENT.pack_into(data, place, *extent)
             place += _EXTENT.size

@@ -410,10 +410,7 @@ class Volume:
     ) -> list[int]:
         """Append entries and show them. The lock is held."""
         first = self._begin_append(len(files))
-        records = [
-            log.FileRecord(new.path, new.size, new.mode, new.uid, new.gid, fmap)
-            for new, fmap in zip(files, maps, strict=True)
-        ]
+        records = [log.FileRecord(*new[:5], fmap) for new, fmap in zip(files, maps, strict=True)]
         append.run(append.append_steps(first, [log.build_files(first, records)]), self._memory)
         # Shown without reading back what has just been appended.
         rows = [
