@@ -35,7 +35,7 @@ COMMANDS = {
         Entry("cp", "Copy files and directories into a file system.", "cp"),
         Entry("verify", "Compare files with the data that a seed stands for.", "verify"),
         Entry("check", "Compare what a mount shows with its log.", "check"),
-        Entry("fsck", "Check a file system and show its figures. Never changes anything.", "fsck"),
+        Entry("fsck", "Check a file system, show its figures, and mend what is safe to mend.", "fsck"),
         Entry("status", "Show the state of a mounted file system.", "status"),
         Entry("watch", "Tell what is created in a mounted file system, by this host and others.", "watch"),
         Entry("logplay", "Take in the log of a file system, or play it into a shadow tree.", "logplay"),

@@ -2,11 +2,12 @@
 """fsck: the media examined from scratch, as figures, findings and text (docs/format.md 5.3, 6.1, 6.5).
 
 Space is counted here in another way than the allocator does: every entry with a right checksum counts, shown or
-skipped, which is how the reference counts; where the two differ, somebody should know. Nothing is ever repaired.
+skipped, which is how the reference counts; where the two differ, somebody should know. Nothing is changed here;
+`volume/repair.py` mends what can be mended.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -46,6 +47,17 @@ class Bucket:
     largest_free: int
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceUsage:
+    """What is known of one device of the file system. In bytes; `collisions` in allocation units."""
+
+    number: int
+    size: int
+    allocated: int
+    free: int
+    collisions: int
+
+
 @dataclass(slots=True)
 class Usage:
     """What the entries with right checksums say, by the reference's rules (format 6.1). In bytes and counts."""
@@ -62,6 +74,10 @@ class Usage:
     """Superblock and log included."""
     used: list[tuple[int, int]] = field(default_factory=list)
     """Disjoint ranges of allocation units in use on the first device, ascending."""
+    unreachable: int = 0
+    """Bytes that only entries which are not shown claim: no file has them, and no new file gets them (decisions 3)."""
+    devices: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Bytes in use and colliding units of each device that an entry names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +98,19 @@ class Report:
     skipped: tuple[Skipped, ...]
     skipped_count: int
     stop: Stop | None
+    problems: tuple[str, ...]
+    """What else is wrong with the media."""
     notes: tuple[str, ...]
+    """What is unusual and harmless."""
+
+    @property
+    def devices(self) -> list[DeviceUsage]:
+        """The devices by number, with their own figures."""
+        found = []
+        for number, size in enumerate((self.capacity, *self.further_devices)):
+            allocated, collisions = self.usage.devices.get(number, (0, 0))
+            found.append(DeviceUsage(number, size, allocated, max(size - allocated, 0), collisions))
+        return found
 
     @property
     def free(self) -> int:
@@ -92,7 +120,7 @@ class Report:
     @property
     def clean(self) -> bool:
         """Whether nothing is wrong with the media."""
-        return not (self.usage.collisions or self.usage.bad_entries or self.skipped_count or self.stop)
+        return not (self.usage.collisions or self.usage.bad_entries or self.skipped_count or self.stop or self.problems)
 
     @property
     def exit_status(self) -> int:
@@ -156,7 +184,9 @@ class Report:
                 {"index": entry.index, "fault": entry.fault.name.lower(), "path": entry.path} for entry in self.skipped
             ],
             "stop": None if self.stop is None else {"index": self.stop.index, "damage": self.stop.damage.value},
-            "further_devices": list(self.further_devices),
+            "unreachable": usage.unreachable,
+            "devices": [asdict(device) for device in self.devices],
+            "problems": list(self.problems),
             "notes": list(self.notes),
             "clean": self.clean,
         }
@@ -184,7 +214,13 @@ def examine(memory: DeviceMemory, device: str, host: UUID | None) -> Report:
             header=header,
             role=volume.role,
             capacity=volume.superblock.device_size // unit * unit,
-            usage=count_usage(memory, header.next_index, volume.superblock),
+            usage=count_usage(
+                memory,
+                header.next_index,
+                volume.superblock,
+                hidden=[index for index, _ in skipped],
+                stop=header.next_index if figures.stop is None else figures.stop.index,
+            ),
             further_devices=tuple(volume.space.sizes[1:]),
             shown_files=figures.files,
             shown_directories=figures.directories,
@@ -193,23 +229,40 @@ def examine(memory: DeviceMemory, device: str, host: UUID | None) -> Report:
             ),
             skipped_count=len(skipped),
             stop=figures.stop,
+            problems=tuple(_problems(memory, volume.superblock, header)),
             notes=tuple(_notes(memory, volume.superblock, header)),
         )
     finally:
         volume.close()
 
 
+def _problems(memory: DeviceMemory, superblock: Superblock, header: LogHeader) -> Iterator[str]:
+    if header.next_seqnum != header.next_index:
+        yield (
+            f"the log's counters disagree (next_seqnum {header.next_seqnum}, next_index {header.next_index}); "
+            "the next append on the master repairs them, and so does --repair"
+        )
+    if superblock.device_size > memory.size > 0:
+        yield f"the superblock says {superblock.device_size} bytes, but the device has only {memory.size}"
+
+
+def _stands_at(memory: DeviceMemory, index: int) -> bool:
+    try:
+        data = memory.read_fresh(layout.entry_offset(index), layout.LOG_ENTRY_SIZE)
+    except DeviceFaultError:
+        return False
+    return log.entry_is_valid(data, index)
+
+
 def _notes(memory: DeviceMemory, superblock: Superblock, header: LogHeader) -> Iterator[str]:
     natural = layout.natural_last_index(header.length)
     if header.last_index != natural:
         yield f"the log's last index is {header.last_index}, not {natural}: part of the log is never used"
-    if header.next_seqnum != header.next_index:
+    if header.next_index <= header.last_index and _stands_at(memory, header.next_index):
         yield (
-            f"the log's counters disagree (next_seqnum {header.next_seqnum}, next_index {header.next_index}); "
-            "the next append on the master repairs them"
+            f"a whole entry stands behind the end of the log, at {header.next_index}: an append that was never "
+            "completed; the next one overwrites it"
         )
-    if superblock.device_size > memory.size > 0:
-        yield f"the superblock says {superblock.device_size} bytes, but the device has only {memory.size}"
     if superblock.device_size % superblock.alloc_unit:
         yield f"the last {superblock.device_size % superblock.alloc_unit} bytes of the device are never used"
 
@@ -236,38 +289,59 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
-def count_usage(memory: DeviceMemory, end: int, superblock: Superblock) -> Usage:
-    """Read the log entries below `end` once, the ones behind an invalid one too, and add up what they claim."""
+def count_usage(memory: DeviceMemory, end: int, superblock: Superblock, *, hidden: Sequence[int], stop: int) -> Usage:
+    """Read the log entries below `end` once, the ones behind an invalid one too, and add up what they claim.
+
+    `hidden` are the indexes of entries that are not shown; none is from `stop` on.
+    """
     usage = Usage(entries=end)
     unit = superblock.alloc_unit
-    claims = [np.array([[0, 0, (layout.LOG_OFFSET + superblock.log_length) // unit]], np.uint64)]
+    metadata = np.array([[0, 0, (layout.LOG_OFFSET + superblock.log_length) // unit]], np.uint64)
+    shown, others = [metadata], [metadata[:0]]
+    hides = np.zeros(end, np.bool_)
+    hides[list(hidden)] = True
+    hides[stop:] = True
     for index, data, count in _blocks(memory, end):
         if not data:
             usage.bad_entries += count
             continue
         entries = np.frombuffer(data, layout.LOG_ENTRY, count=count)
-        entries = entries[_valid(data, index, count)]
-        usage.bad_entries += count - len(entries)
-        files = entries[entries["type"] == EntryType.FILE]
-        usage.files += len(files)
-        usage.directories += int(np.count_nonzero(entries["type"] == EntryType.MKDIR))
-        usage.file_bytes += sum(files["file"]["fm_size"].tolist())
-        claims.append(_claims(files["file"]["fm_fmap"], unit))
-    every = np.concatenate(claims)
+        valid = _valid(data, index, count)
+        usage.bad_entries += count - int(np.count_nonzero(valid))
+        files = entries["type"] == EntryType.FILE
+        usage.files += int(np.count_nonzero(valid & files))
+        usage.directories += int(np.count_nonzero(valid & (entries["type"] == EntryType.MKDIR)))
+        usage.file_bytes += sum(entries[valid & files]["file"]["fm_size"].tolist())
+        hide = hides[index : index + count]
+        shown.append(_claims(entries[valid & files & ~hide]["file"]["fm_fmap"], unit))
+        others.append(_claims(entries[valid & files & hide]["file"]["fm_fmap"], unit))
+    seen = np.concatenate(shown)
+    every = np.concatenate((seen, *others))
     for device in np.unique(every[:, 0]).tolist():
-        spans = every[every[:, 0] == device][:, 1:]
-        if device == 0:
-            limit = np.uint64(superblock.device_size // unit)
-            spans = np.minimum(spans, limit)
-        spans = spans[spans[:, 1] > spans[:, 0]]
+        limit = superblock.device_size // unit if device == 0 else None
+        spans = _spans(every, device, limit)
         merged = _merge(spans)
-        claimed = int((spans[:, 1] - spans[:, 0]).sum())
-        covered = int((merged[:, 1] - merged[:, 0]).sum())
-        usage.collisions += claimed - covered
+        covered = _total(merged)
+        collisions = _total(spans) - covered
+        usage.collisions += collisions
+        usage.devices[device] = covered * unit, collisions
+        usage.unreachable += (covered - _total(_merge(_spans(seen, device, limit)))) * unit
         if device == 0:
             usage.allocated = covered * unit
             usage.used = [(start, end) for start, end in merged.tolist()]
     return usage
+
+
+def _spans(claims: NDArray[np.uint64], device: int, limit: int | None) -> NDArray[np.uint64]:
+    """The claims on one device as (first unit, end unit), cut at its end."""
+    spans: NDArray[np.uint64] = claims[claims[:, 0] == device][:, 1:]
+    if limit is not None:
+        spans = np.minimum(spans, np.uint64(limit))
+    return spans[spans[:, 1] > spans[:, 0]]
+
+
+def _total(spans: NDArray[np.uint64]) -> int:
+    return int((spans[:, 1] - spans[:, 0]).sum())
 
 
 def _blocks(memory: DeviceMemory, end: int) -> Iterator[tuple[int, bytes, int]]:
@@ -355,11 +429,14 @@ def render(report: Report, *, human: bool = False, verbose: int = 0) -> Iterator
     yield f"  Sum of file sizes:    {size(usage.file_bytes)}"
     yield f"  Allocated bytes:      {size(usage.allocated)}"
     yield f"  Free space:           {size(report.free)}"
+    if usage.unreachable:
+        yield f"  Unreachable space:    {size(usage.unreachable)}"
     if usage.file_bytes:
         yield f"  Space amplification:  {usage.allocated / usage.file_bytes:.2f}"
     yield f"  Percent used:         {100 * usage.allocated / report.capacity if report.capacity else 0:.1f}%"
-    for number, further in enumerate(report.further_devices, 1):
-        yield f"  Device {number}:             {size(further)}"
+    if report.further_devices:
+        for device in report.devices:
+            yield f"  Device {device.number}: {size(device.allocated)} of {size(device.size)} in use"
     for note in report.notes:
         yield f"note: {note}"
     for entry in report.skipped:
@@ -369,6 +446,8 @@ def render(report: Report, *, human: bool = False, verbose: int = 0) -> Iterator
         yield f"skipped: {report.skipped_count - len(report.skipped)} more log entries"
     if report.stop:
         yield f"ERROR: {describe_stop(report.stop)}"
+    for problem in report.problems:
+        yield f"ERROR: {problem}"
     if usage.bad_entries:
         yield f"ERROR: {usage.bad_entries} log entries have a wrong checksum or sequence number"
     if usage.collisions:

@@ -66,7 +66,7 @@ class Device:
     def __init__(self, path: Path, size: int = 4 * GIB) -> None:
         self.path = path
         with path.open("ab") as image:
-            image.truncate(size)
+            image.truncate(max(size, image.tell()))
 
     def head(self) -> bytes:
         """The superblock and the log of the smallest size."""

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """famfs fsck, fsck.famfs, logplay and chkread on devices and golden images."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import yaml
 
-from commands import Device, json_of, run
+from commands import Device, host_file, json_of, run
+from famfs_server.cli import fsck
 from famfs_server.dax.device import Lock
 from golden import GoldenImages
 
@@ -23,14 +26,14 @@ def test_statuses_on_every_golden_image(vectors: GoldenImages, golden_name: str,
     valid = facts["superblock"]["expect_check_super_rc"] == 0 and facts["log_header"]["expect_validate_rc"] == 0
     outcome = run("famfs", "fsck", "-v", path)
     assert outcome.status == (facts["expect_fsck_rc"] if valid else 1)
-    bits = run("fsck.famfs", "-a", path).status
+    bits = run("fsck.famfs", "-n", path).status
     if not valid:
         assert outcome.error.startswith(f"famfs fsck: {path}: ")
         assert bits == 4
     else:
         assert outcome.err == ""
         assert "Free space:" in outcome.out
-        damaged = {"05-bad-entry-crc", "07-torn-last", "09-add-daxdev", "11-bad-entries"}
+        damaged = {"05-bad-entry-crc", "07-torn-last", "07c-counters-disagree", "09-add-daxdev", "11-bad-entries"}
         assert bits == (4 if golden_name in damaged else 0)
         assert json_of(run("famfs", "fsck", "--json", path))["clean"] is (bits == 0)
     assert Device(path).head() == before
@@ -44,6 +47,77 @@ def test_options(device: Device) -> None:
     assert run("famfs", "fsck", "-B", "65", device.path).status == 2
     for options in (["-a"], ["-p"], ["-y"], ["-n"], ["-f"], ["-C0"], ["-V"], ["-C"]):
         assert run("fsck.famfs", *options, device.path).status == 0
+
+
+@pytest.fixture
+def saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where fsck keeps the bytes that it changes."""
+    folder = tmp_path / "saved"
+    monkeypatch.setattr(fsck, "SAVE_DIRECTORY", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "bits", "afterwards"),
+    [
+        ("02-tree", "-y", 0, 0),
+        ("07c-counters-disagree", "-a", 1, 0),
+        ("07c-counters-disagree", "-p", 1, 0),
+        ("07-torn-last", "-a", 4, 4),
+        ("07-torn-last", "-y", 1, 0),
+        ("05-bad-entry-crc", "-y", 4, 4),
+        ("11-bad-entries", "-y", 4, 4),
+    ],
+)
+def test_the_helper_mends_what_is_safe(
+    vectors: GoldenImages, tmp_path: Path, saves: Path, name: str, option: str, bits: int, afterwards: int
+) -> None:
+    path = vectors.build(name, tmp_path)
+    outcome = run("fsck.famfs", option, path)
+    assert outcome.status == bits, outcome
+    assert ("REPAIRED: " in outcome.out) is bool(bits & 1)
+    assert len(list(saves.glob("*.json"))) == bits & 1
+    assert run("fsck.famfs", path).status == afterwards
+    assert run("fsck.famfs", option, path).status == afterwards
+
+
+def test_a_repair_can_be_undone_by_what_it_saved(vectors: GoldenImages, tmp_path: Path) -> None:
+    device = Device(vectors.build("07-torn-last", tmp_path))
+    before, copy = device.head(), tmp_path / "copy"
+    found = json_of(run("famfs", "fsck", "--repair", "--save", copy, "--json", device.path))
+    assert found["clean"] is True
+    assert found["saved_in"] == str(copy)
+    assert device.head() != before
+    saved = json.loads(copy.read_text())
+    assert saved["actions"] == found["repaired"]
+    with device.path.open("r+b") as image:
+        for row in saved["saved"]:
+            image.seek(row["offset"])
+            image.write(bytes.fromhex(row["bytes"]))
+    assert device.head() == before
+
+
+def test_what_is_not_repaired(vectors: GoldenImages, tmp_path: Path, saves: Path) -> None:
+    device = Device(vectors.build("07-torn-last", tmp_path))
+    before = device.head()
+    taken = tmp_path / "taken"
+    taken.touch()
+    for arguments, status, cause in (
+        (["--repair", "--force"], 2, "exclude each other"),
+        (["--save", "x"], 2, "--save needs --repair"),
+        (["--repair", "--save", taken], 1, "File exists"),
+        (["--repair", "--save", tmp_path / "no" / "where"], 1, "No such file"),
+    ):
+        outcome = run("famfs", "fsck", *arguments, device.path)
+        assert outcome.status == status
+        assert cause in outcome.error
+    elsewhere = host_file(tmp_path, UUID(int=9))
+    assert "only the owner" in run("famfs", "fsck", "--repair", device.path, env=elsewhere).error
+    assert run("fsck.famfs", "-y", device.path, env=elsewhere).status == 8
+    assert run("fsck.famfs", "-n", "-y", device.path).status == 16
+    with device.locked(Lock.MOUNTED, exclusive=False):
+        assert run("fsck.famfs", "-y", device.path).status == 8
+    assert device.head() == before
 
 
 def test_a_device_in_use_is_busy(device: Device) -> None:
