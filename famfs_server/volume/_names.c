@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The hash of names in the namespace's index: SipHash-1-3 (Aumasson and Bernstein), with a key of 128 bits.
+ * The index of names: an open-addressed table of nodeids over the namespace's columns (volume/namespace.py).
+ *
+ * Looking a name up is in every request, and linking one in every entry of a log that is replayed.
+ *
+ * The hash is SipHash-1-3 (Aumasson and Bernstein), with a key of 128 bits.
  *
  * Python's own hash of bytes is the same function with a key that no other process has. The index lies in memory that
  * outlives processes and is handed to a newly started program, so its key lies there too. A key there must be: names
@@ -76,6 +80,174 @@ static PyObject *name_hash(PyObject *module, PyObject *const *arguments, Py_ssiz
                                                (size_t)PyBytes_GET_SIZE(arguments[2])));
 }
 
+enum { SLOTS, PARENTS, OFFSETS, LENGTHS, NEXT, FIRST, LAST, TEXT, COLUMNS };
+
+/* Bytes of one item of each column. */
+static const Py_ssize_t item_sizes[COLUMNS] = {4, 4, 8, 1, 4, 4, 4, 1};
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer columns[COLUMNS];
+    uint64_t key[2];
+    uint64_t mask, rows;
+} Index;
+
+#define COLUMN(index, which, type) ((type *)(index)->columns[which].buf)
+
+static void index_free(Index *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+
+    for (int which = 0; which < COLUMNS; which++)
+        if (self->columns[which].obj)
+            PyBuffer_Release(&self->columns[which]);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyObject *index_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+    PyObject *key, *buffers[COLUMNS];
+    Index *self;
+
+    if (keywords && PyDict_GET_SIZE(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "Index takes no keywords");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(arguments, "SOOOOOOOO", &key, &buffers[SLOTS], &buffers[PARENTS], &buffers[OFFSETS],
+                          &buffers[LENGTHS], &buffers[NEXT], &buffers[FIRST], &buffers[LAST], &buffers[TEXT]))
+        return NULL;
+    if (PyBytes_GET_SIZE(key) != KEY_SIZE)
+        return PyErr_Format(PyExc_ValueError, "a key has %d bytes", KEY_SIZE);
+    self = (Index *)type->tp_alloc(type, 0);
+    if (!self)
+        return NULL;
+    for (int which = 0; which < COLUMNS; which++)
+        if (PyObject_GetBuffer(buffers[which], &self->columns[which], PyBUF_WRITABLE) < 0)
+            goto fail;
+    self->key[0] = load((const unsigned char *)PyBytes_AS_STRING(key), 8);
+    self->key[1] = load((const unsigned char *)PyBytes_AS_STRING(key) + 8, 8);
+    self->mask = (uint64_t)self->columns[SLOTS].len / 4 - 1;
+    self->rows = (uint64_t)self->columns[PARENTS].len / 4;
+    for (int which = PARENTS; which < TEXT; which++)
+        if ((uint64_t)self->columns[which].len != self->rows * (uint64_t)item_sizes[which])
+            goto uneven;
+    /* A free slot must remain, or a search for what is not there would not end. */
+    if (self->mask & (self->mask + 1) || self->mask < self->rows)
+        goto uneven;
+    return (PyObject *)self;
+
+uneven:
+    PyErr_SetString(PyExc_ValueError, "the columns do not fit together");
+fail:
+    Py_DECREF(self);
+    return NULL;
+}
+
+/* The slot that holds a name, or the free one that it would go to. */
+static uint64_t search(const Index *self, uint64_t parent, const char *name, size_t length)
+{
+    const uint32_t *slots = COLUMN(self, SLOTS, uint32_t), *parents = COLUMN(self, PARENTS, uint32_t);
+    const uint64_t *offsets = COLUMN(self, OFFSETS, uint64_t);
+    const uint8_t *lengths = COLUMN(self, LENGTHS, uint8_t);
+    uint64_t text = (uint64_t)self->columns[TEXT].len;
+    uint64_t slot = siphash(self->key[0] ^ parent, self->key[1], (const unsigned char *)name, length);
+    uint32_t node;
+
+    /* Other processes read while one inserts: what a slot leads to was stored before the slot. */
+    for (slot &= self->mask; (node = __atomic_load_n(&slots[slot], __ATOMIC_ACQUIRE)); slot = (slot + 1) & self->mask)
+        if (node < self->rows && parents[node] == parent && lengths[node] == length && offsets[node] <= text
+            && length <= text - offsets[node]
+            && !memcmp(COLUMN(self, TEXT, char) + offsets[node], name, length))
+            break;
+    return slot;
+}
+
+static int arguments_of(PyObject *const *arguments, unsigned long long *number, const char **name, size_t *length)
+{
+    *number = PyLong_AsUnsignedLongLong(arguments[0]);
+    if (*number == (unsigned long long)-1 && PyErr_Occurred())
+        return -1;
+    if (!PyBytes_Check(arguments[1])) {
+        PyErr_SetString(PyExc_TypeError, "a name is bytes");
+        return -1;
+    }
+    *name = PyBytes_AS_STRING(arguments[1]);
+    *length = (size_t)PyBytes_GET_SIZE(arguments[1]);
+    return 0;
+}
+
+static PyObject *index_find(Index *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    unsigned long long parent;
+    const char *name;
+    size_t length;
+
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "find takes a directory and a name");
+    if (arguments_of(arguments, &parent, &name, &length))
+        return NULL;
+    return PyLong_FromUnsignedLong(COLUMN(self, SLOTS, uint32_t)[search(self, parent, name, length)]);
+}
+
+static PyObject *index_link(Index *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    uint32_t *slots = COLUMN(self, SLOTS, uint32_t), *last, *next = COLUMN(self, NEXT, uint32_t), found;
+    unsigned long long nodeid, parent;
+    const char *name;
+    size_t length;
+    uint64_t slot;
+
+    if (count != 3)
+        return PyErr_Format(PyExc_TypeError, "link takes a nodeid, a directory and a name");
+    nodeid = PyLong_AsUnsignedLongLong(arguments[0]);
+    if (nodeid == (unsigned long long)-1 && PyErr_Occurred())
+        return NULL;
+    if (arguments_of(arguments + 1, &parent, &name, &length))
+        return NULL;
+    if (nodeid >= self->rows || parent >= self->rows)
+        return PyErr_Format(PyExc_IndexError, "there are %llu rows", (unsigned long long)self->rows);
+    slot = search(self, parent, name, length);
+    found = slots[slot];
+    /* Found itself: a process that died here had linked it but not said so. */
+    if (found)
+        return PyBool_FromLong(found == nodeid);
+    COLUMN(self, PARENTS, uint32_t)[nodeid] = (uint32_t)parent;
+    last = &COLUMN(self, LAST, uint32_t)[parent];
+    if (!*last)
+        COLUMN(self, FIRST, uint32_t)[parent] = (uint32_t)nodeid;
+    else if (*last != nodeid && *last < self->rows)
+        next[*last] = (uint32_t)nodeid;
+    *last = (uint32_t)nodeid;
+    __atomic_store_n(&slots[slot], (uint32_t)nodeid, __ATOMIC_RELEASE);
+    Py_RETURN_TRUE;
+}
+
+static PyMethodDef index_methods[] = {
+    {"find", (PyCFunction)(void (*)(void))index_find, METH_FASTCALL,
+     "find(parent, name)\n--\n\nThe nodeid of a name in a directory, or 0."},
+    {"link", (PyCFunction)(void (*)(void))index_link, METH_FASTCALL,
+     "link(nodeid, parent, name)\n--\n\nMake a node, whose name is stored, the last one of a directory; False if the "
+     "name is another node's."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot index_slots[] = {
+    {Py_tp_new, index_new},
+    {Py_tp_dealloc, index_free},
+    {Py_tp_methods, index_methods},
+    {Py_tp_doc, "Index(key, slots, parents, name_offsets, name_lengths, next_siblings, first_children, last_children, "
+                "text)\n--\n\nThe index of names over columns that lie elsewhere."},
+    {0, NULL},
+};
+
+static PyType_Spec index_type = {
+    .name = "famfs_server.volume._names.Index",
+    .basicsize = sizeof(Index),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = index_slots,
+};
+
 static PyMethodDef methods[] = {
     {"name_hash", (PyCFunction)(void (*)(void))name_hash, METH_FASTCALL,
      "name_hash(key, parent, name)\n--\n\nThe keyed hash of a name in a directory, 64 bits without sign."},
@@ -85,12 +257,23 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_names",
-    .m_doc = "The hash of names in the namespace's index.",
+    .m_doc = "The index of names in a namespace.",
     .m_size = -1,
     .m_methods = methods,
 };
 
 PyMODINIT_FUNC PyInit__names(void)
 {
-    return PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&definition), *type;
+
+    if (!module)
+        return NULL;
+    type = PyType_FromSpec(&index_type);
+    if (!type || PyModule_AddObjectRef(module, "Index", type) < 0) {
+        Py_XDECREF(type);
+        Py_DECREF(module);
+        return NULL;
+    }
+    Py_DECREF(type);
+    return module;
 }

@@ -15,7 +15,7 @@ import mmap
 import os
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain
 from stat import S_IFDIR, S_IFREG, S_ISDIR
 from typing import Literal, NamedTuple
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from famfs_server.omf import layout
 from famfs_server.omf.log import Extent, Fmap
-from famfs_server.volume._names import name_hash
+from famfs_server.volume._names import Index
 from famfs_server.volume.faults import Fault
 
 ROOT = 1
@@ -142,7 +142,7 @@ class Namespace:
             return whole[start : start + length].cast(code)
 
         self._header = column("header")
-        self._key = self._header[_KEY : _KEY_2 + 1].tobytes()
+        self._slots = column("slots")
         self.size = column("size")
         self.chunk = column("chunk")
         self.name_offset = column("name_offset")
@@ -158,8 +158,7 @@ class Namespace:
         self.fault = column("fault")
         self.serial, self.lookups = column("serial"), column("lookups")
         self.logged, self.opens = column("logged"), column("opens")
-        self._slots = column("slots")
-        self._mask = slots - 1
+        self._open_index(self._header[_KEY : _KEY_2 + 1].tobytes())
         self._extent_bytes = whole[extents_at : extents_at + extent_rows * EXTENT.itemsize]
         self._extent_words = self._extent_bytes.cast("Q")
         self.extents = np.frombuffer(self._map, EXTENT, count=extent_rows, offset=extents_at)
@@ -233,9 +232,26 @@ class Namespace:
         return namespace
 
     def _set_key(self, key: bytes) -> None:
-        self._key = key
+        self._open_index(key)
         for word, at in ((_KEY, 0), (_KEY_2, 8)):
             self._header[word] = int.from_bytes(key[at : at + 8], sys.byteorder)
+
+    def _open_index(self, key: bytes) -> None:
+        index = Index(
+            key,
+            self._slots,
+            self.parent,
+            self.name_offset,
+            self.name_length,
+            self.next_sibling,
+            self.first_child,
+            self.last_child,
+            self._map,
+        )
+        self.lookup: Callable[[int, bytes], int] = index.find
+        """The nodeid of a name (the second argument) in the directory with the nodeid of the first, or 0."""
+        self.link: Callable[[int, int, bytes], bool] = index.link
+        """The last step of `attach`, for callers that have stored the name already."""
 
     def close(self) -> None:
         """Let go of the memfd. Columns must not be used afterwards."""
@@ -283,18 +299,6 @@ class Namespace:
         self._header[_PUBLISHED] = nodeid
 
     # -- looking up -----------------------------------------------------------------------------
-
-    def lookup(self, parent: int, name: bytes) -> int:
-        """The nodeid of `name` in directory `parent`, or 0."""
-        slots, parents = self._slots, self.parent
-        slot = name_hash(self._key, parent, name) & self._mask
-        while node := slots[slot]:
-            if parents[node] == parent:
-                start = self.name_offset[node]
-                if self._map[start : start + self.name_length[node]] == name:
-                    return node
-            slot = (slot + 1) & self._mask
-        return 0
 
     def resolve(self, path: bytes) -> int:
         """The nodeid of a normalised path relative to the root, or 0."""
@@ -458,27 +462,6 @@ class Namespace:
         self.name_offset[nodeid] = self.store_names(name)
         self.name_length[nodeid] = len(name)
         return self.link(nodeid, parent, name)
-
-    def link(self, nodeid: int, parent: int, name: bytes) -> bool:
-        """The last step of `attach`, for callers that have stored the name already."""
-        slots, parents, mask = self._slots, self.parent, self._mask
-        slot = name_hash(self._key, parent, name) & mask
-        while node := slots[slot]:
-            if parents[node] == parent:
-                start = self.name_offset[node]
-                if self._map[start : start + self.name_length[node]] == name:
-                    # Found itself: a process that died here had linked it but not said so.
-                    return node == nodeid
-            slot = (slot + 1) & mask
-        parents[nodeid] = parent
-        last = self.last_child[parent]
-        if not last:
-            self.first_child[parent] = nodeid
-        elif last != nodeid:
-            self.next_sibling[last] = nodeid
-        self.last_child[parent] = nodeid
-        slots[slot] = nodeid
-        return True
 
     def skip(self, nodeid: int, fault: Fault) -> None:
         """Record that the entry of `nodeid` is not shown, and why."""

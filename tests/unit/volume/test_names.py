@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hash of names against Python's own SipHash-1-3, whose key follows from PYTHONHASHSEED."""
+"""The index of names, and its hash against Python's own SipHash-1-3, whose key follows from PYTHONHASHSEED."""
 
 import json
 import random
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from famfs_server.volume._names import name_hash
+from famfs_server.volume._names import Index, name_hash
 
 HASHES = "import json, sys; print(json.dumps([hash(bytes.fromhex(name)) for name in sys.argv[1:]]))"
 
@@ -51,3 +51,63 @@ def test_wrong_arguments() -> None:
         name_hash(bytes(16), 1, "a")  # type: ignore[arg-type]
     with pytest.raises(OverflowError):
         name_hash(bytes(16), -1, b"a")
+
+
+def columns(rows: int, slots: int) -> list[memoryview]:
+    """Slots, parents, offsets, lengths, next siblings, first and last children, and a text of 100 bytes."""
+    whole = {"slots": ("I", slots), "parents": ("I", rows), "offsets": ("Q", rows), "lengths": ("B", rows)}
+    whole |= {"next": ("I", rows), "first": ("I", rows), "last": ("I", rows), "text": ("B", 100)}
+    return [memoryview(bytearray(memoryview(b"").cast(code).itemsize * n)).cast(code) for code, n in whole.values()]
+
+
+def test_index_against_a_dictionary(rng: random.Random) -> None:
+    _, _, offsets, lengths, following, first, last, text = made = columns(64, 128)
+    index = Index(rng.randbytes(16), *made)
+    known: dict[tuple[int, bytes], int] = {}
+    text[:8] = b"abcdefgh"
+    for nodeid in range(10, 60):
+        offsets[nodeid], lengths[nodeid] = rng.randrange(5), rng.randrange(1, 4)
+        place = rng.randrange(1, 4), bytes(text[offsets[nodeid] :][: lengths[nodeid]])
+        assert index.find(*place) == known.get(place, 0)
+        assert index.link(nodeid, *place) == (place not in known)
+        known.setdefault(place, nodeid)
+        assert index.find(*place) == known[place]
+    for parent in range(1, 4):
+        chain, node = [], first[parent]
+        while node:
+            chain.append(node)
+            node = following[node]
+        assert chain == [node for (directory, _), node in known.items() if directory == parent]
+        assert last[parent] == chain[-1]
+    # Once more is what a successor does with the entry that its predecessor died in.
+    assert all(index.link(node, *place) for place, node in known.items())
+
+
+def test_index_refuses_what_does_not_fit() -> None:
+    key = bytes(16)
+    with pytest.raises(ValueError, match="do not fit"):
+        Index(key, *columns(64, 64)[:8])
+    with pytest.raises(ValueError, match="do not fit"):
+        Index(key, *columns(64, 96))
+    with pytest.raises(ValueError, match="do not fit"):
+        Index(key, *[*columns(64, 128)[:3], *columns(32, 128)[3:]])
+    with pytest.raises(ValueError, match="16 bytes"):
+        Index(b"", *columns(64, 128))
+    index = Index(key, *columns(64, 128))
+    for nodeid, parent in ((64, 1), (1, 64), (1, 1 << 63)):
+        with pytest.raises(IndexError):
+            index.link(nodeid, parent, b"a")
+    assert index.find(1 << 63, b"a") == 0
+    with pytest.raises(TypeError):
+        index.find(1, "a")  # type: ignore[arg-type]
+
+
+def test_index_survives_columns_that_lie() -> None:
+    """What another process has written there must not make this one read beyond them."""
+    slots, _, offsets, lengths, *_ = made = columns(64, 128)
+    index = Index(bytes(16), *made)
+    for nodeid, offset in ((3, 99), (3, 100), (3, 1 << 63), (3, (1 << 64) - 1), (4_000_000_000, 0)):
+        for slot in range(127):
+            slots[slot] = nodeid
+        offsets[3], lengths[3] = offset, 2
+        assert index.find(0, b"ab") == 0
