@@ -52,6 +52,12 @@ class DeviceFaultError(FamfsError):
     errno = errno.EIO
 
 
+class UnreachableError(DeviceError):
+    """Bytes of a device in famfs mode, which the kernel alone can read and write."""
+
+    errno = errno.EOPNOTSUPP
+
+
 class MediaError(FamfsError):
     """The superblock or the log on the device is not valid."""
 

@@ -155,6 +155,7 @@ class MetaMemory:
         from famfs_server.omf import layout, superblock
 
         self.view = memoryview(b"")
+        self.reach = 0
         self.writable = False
         self.sparse = False
         self._fds: list[tuple[int, int, int]] = []

@@ -17,17 +17,16 @@ from uuid import UUID
 
 from famfs_server import privileges
 from famfs_server.daemon import detaching, supervisor, worker
+from famfs_server.daemon.locking import lock_for_mount, lock_for_writing
 from famfs_server.daemon.options import MountOptions
 from famfs_server.dax import hostid
-from famfs_server.dax.device import DaxDevice, Lock
-from famfs_server.errors import DeviceBusyError, FamfsError, MountError
+from famfs_server.dax.device import DaxDevice, Mode
+from famfs_server.errors import FamfsError, MountError
 from famfs_server.omf import layout, superblock
 from famfs_server.omf import log as omf_log
 
 log = logging.getLogger(__name__)
 
-DYING_MOUNT_SECONDS = 5.0
-"""How long a new mount waits for one that is going away (decisions 21)."""
 _PROGRAM = "famfs-server"
 
 
@@ -48,10 +47,10 @@ def mount(options: MountOptions, *, foreground: bool = False, fake: bool = False
     device = DaxDevice.open(options.device)
     try:
         host = _host()
-        uuid = _take_locks(device, host)
+        identity = _take_locks(device, host)
         if fake:
             return
-        run_directory = _make_run_directory(uuid, mount_point, public=options.control_uid != 0)
+        run_directory = _make_run_directory(identity, mount_point, public=options.control_uid != 0)
         if foreground:
             _log_to(options, syslog=False)
             _supervise(options, device, host, run_directory, None)
@@ -79,11 +78,15 @@ def _host() -> UUID | None:
         return None
 
 
-def _take_locks(device: DaxDevice, host: UUID | None) -> UUID:
-    """Check superblock and log header, and lock the device for this mount; the file system's UUID.
+def _take_locks(device: DaxDevice, host: UUID | None) -> bytes:
+    """Check superblock and log header, and lock the device for this mount; bytes that tell the file system from others.
 
     The mapping is gone again when this returns: the supervisor maps nothing.
     """
+    if device.mode is Mode.FSDEV:
+        # Its superblock is read later, through the mount (decisions 20).
+        lock_for_mount(device, host)
+        return os.fsencode(os.path.realpath(device.path))
     memory = device.memory()
     try:
         found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize)).require(device.path)
@@ -92,24 +95,14 @@ def _take_locks(device: DaxDevice, host: UUID | None) -> UUID:
     finally:
         memory.close()
         device.unmap()
-    busy = "its file system is being made or repaired"
-    device.require_lock(Lock.MOUNTED, exclusive=False, wait=DYING_MOUNT_SECONDS, why=busy)
-    if not device.lock_host(host or UUID(int=0), wait=DYING_MOUNT_SECONDS):
-        raise _mount_busy(f"{device.path} is already mounted by this host")
-    if host == found.system_uuid and not device.lock(Lock.WRITER, exclusive=True, wait=DYING_MOUNT_SECONDS):
-        raise _mount_busy(f"{device.path} is being written to by another famfs command")
-    return found.uuid
+    lock_for_mount(device, host)
+    lock_for_writing(device, host, found.system_uuid)
+    return found.uuid.bytes
 
 
-def _mount_busy(line: str) -> FamfsError:
-    error = DeviceBusyError(line)
-    error.exit_status = 32
-    return error
-
-
-def _make_run_directory(uuid: UUID, mount_point: str, *, public: bool) -> Path:
+def _make_run_directory(identity: bytes, mount_point: str, *, public: bool) -> Path:
     """The mount's run-time directory; a `public` one lets every user through to the control socket in it."""
-    name = hashlib.sha256(uuid.bytes + os.fsencode(mount_point)).hexdigest()[:16]
+    name = hashlib.sha256(identity + os.fsencode(mount_point)).hexdigest()[:16]
     directory = run_root() / name
     try:
         directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from famfs_server.fuse import dialects, mountapi
 from famfs_server.fuse.mountapi import DEFAULT_ATTRIBUTES, MountAttr
 
 Cache = Literal["never", "auto", "always"]
+Watchdog = Literal["serve", "eio"]
 
 SYSLOG_LEVELS = (
     logging.CRITICAL,
@@ -59,6 +60,10 @@ class MountOptions:
     create: bool = True
     """Files and directories can be made by system calls; off (`nocreate`): by the tools only."""
     dialect: str | None = None
+    no_open: bool = True
+    """With extent maps the kernel is told never to send OPEN, so that opening a file again costs nothing."""
+    watchdog: Watchdog = "serve"
+    """What becomes of reads and writes that a kernel with extent maps should not have sent."""
     daxdevs: tuple[tuple[UUID, str], ...] = ()
     """Where the further devices of the volume are, by UUID."""
     require_all_daxdevs: bool = False
@@ -156,6 +161,14 @@ def _fastpath(options: MountOptions, value: str) -> MountOptions:
     return replace(options, fastpath=_choice("fastpath", value, ("on", "off")) == "on")
 
 
+def _no_open(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, no_open=_choice("no_open", value, ("on", "off")) == "on")
+
+
+def _watchdog(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, watchdog=cast("Watchdog", _choice("watchdog", value, ("serve", "eio"))))
+
+
 def _cache(options: MountOptions, value: str) -> MountOptions:
     return replace(options, cache=cast("Cache", _choice("cache", value, ("never", "auto", "always"))))
 
@@ -213,6 +226,8 @@ def _debug(options: MountOptions, value: str) -> MountOptions:
 _VALUES: dict[str, Callable[[MountOptions, str], MountOptions]] = {
     "fmap": _fmap,
     "fastpath": _fastpath,
+    "no_open": _no_open,
+    "watchdog": _watchdog,
     "cache": _cache,
     "timeout": _timeout,
     "poll": _poll,

@@ -30,6 +30,8 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
         "reason": decision.reason,
         "dialects": [dialect.name for dialect in decision.candidates],
         "fastpath": options.fastpath,
+        "no_open": options.no_open,
+        "watchdog": options.watchdog,
         "mounted_since": filesystem.started / 1e9,
         "log": {"entries": figures.log_entries, "capacity": figures.log_capacity},
         "files": figures.files,

@@ -8,10 +8,10 @@ the supervisor is killed (decisions 17).
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,14 +22,15 @@ from uuid import UUID
 import prctl
 
 from famfs_server import privileges
-from famfs_server.daemon import worker
+from famfs_server.daemon import bootstrap, worker
+from famfs_server.daemon.bootstrap import MountWatch, OwnFiles
 from famfs_server.daemon.detaching import detach, remove_run_directory, unmount
 from famfs_server.daemon.liveness import HUNG_SECONDS, MAX_DEATHS, Deaths, Pulse
 from famfs_server.daemon.options import MountOptions
 from famfs_server.daemon.processes import STOP, Processes
 from famfs_server.daemon.worker import Negotiated
-from famfs_server.dax.device import DaxDevice
-from famfs_server.errors import FamfsError, MountError
+from famfs_server.dax.device import DaxDevice, Mode
+from famfs_server.errors import MountError
 from famfs_server.fuse.abi import BACKING_MAP
 from famfs_server.fuse.dialects import settle
 from famfs_server.fuse.mountapi import DetachedMount
@@ -55,6 +56,8 @@ class Supervisor:
     background: bool = False
     """Whether the caller's terminal and pipes are given back, by every process of the mount."""
     _processes: Processes = field(default_factory=Processes)
+    _meta: OwnFiles | None = None
+    """Superblock and log, where the device is in famfs mode."""
 
     def run(self) -> None:
         """Mount, serve, and return when the file system is unmounted.
@@ -75,8 +78,10 @@ class Supervisor:
                 default_permissions=self.options.default_permissions,
             )
             try:
-                served, agreed = self._start_worker(session, mount)
-                self._register(fuse, agreed)
+                before = self._bootstrap(session, mount) if self.device.mode is Mode.FSDEV else None
+                served, agreed = self._start_worker(session, mount, before)
+                if before is None:
+                    self._register(fuse, agreed)
                 self._probe(fuse, mount)
                 device_number = mount.device
                 keepalive = self._start_reaper(fuse, mount, device_number)
@@ -92,6 +97,7 @@ class Supervisor:
                 os.write(keepalive, b"done")
                 os.close(keepalive)
         finally:
+            self._let_go()
             os.close(fuse)
             self._processes.end()
 
@@ -108,6 +114,7 @@ class Supervisor:
             messages,
             takeover,
             self.background,
+            self._meta.files if self._meta else None,
         )
 
         def serve() -> int:
@@ -117,30 +124,43 @@ class Supervisor:
 
         return self._processes.fork("worker", serve)
 
-    def _start_worker(self, session: Session, mount: DetachedMount) -> tuple[int, Negotiated]:
-        """Start the first worker and wait until it has answered INIT; its pid, and what was agreed."""
+    def _start_worker(
+        self, session: Session, mount: DetachedMount, before: Negotiated | None
+    ) -> tuple[int, Negotiated]:
+        """Start the first worker and wait until it serves; its pid, and what it has agreed, or others `before`."""
         hear, speak = os.pipe()
-        pid = self._fork_worker(session, speak, None, hear, mount.fd)
+        pid = self._fork_worker(session, speak, before, hear, mount.fd)
         os.close(speak)
         try:
-            while True:
-                happened = self._processes.wait(hear)
-                if happened.readable:
-                    line = os.read(hear, 65536)
-                    if line:
-                        message = json.loads(line)
-                        if "error" in message:
-                            raise _failure(message["error"], message["status"])
-                        # It may have said so and died: nobody hears of its death again.
-                        if pid not in happened.ended:
-                            return pid, worker.negotiated(message)
-                if pid in happened.ended:
-                    status = happened.ended[pid]
-                    raise MountError(f"the serving process ended with status {status} before it could serve")
-                if happened.stop:
-                    raise MountError("interrupted before the mount was complete")
+            return pid, bootstrap.await_service(self._processes, pid, hear)
         finally:
             os.close(hear)
+
+    def _bootstrap(self, session: Session, mount: DetachedMount) -> Negotiated:
+        """Open superblock and log through the mount, and keep them (decisions 20); what was agreed meanwhile."""
+
+        def serve(messages: int, lengths: int) -> int:
+            os.close(mount.fd)
+            return self._serve_meta(session, messages, lengths)
+
+        def ask(directory: int, channel: socket.socket, announce: Callable[[int], None]) -> int:
+            os.close(session.fuse)
+            return bootstrap.ask_meta(
+                directory, self.device, self.host, channel, read_only=self.options.read_only, announce=announce
+            )
+
+        steps = bootstrap.Bootstrap(self._processes, serve, ask, lambda agreed: self._register(session.fuse, agreed))
+        agreed, self._meta = steps.run(mount)
+        return agreed
+
+    def _serve_meta(self, session: Session, messages: int, lengths: int) -> int:
+        return bootstrap.serve_meta(session, self.options, self.device, messages, lengths)
+
+    def _let_go(self) -> None:
+        """Close the mount's own files, which keep the connection, and have the worker do the same."""
+        if self._meta is not None:
+            self._meta.close(self._processes)
+            self._meta = None
 
     def _register(self, fuse: int, agreed: Negotiated) -> None:
         """Hand the device to a kernel that wants it pushed, before any file can be opened (protocol 2.1).
@@ -167,6 +187,8 @@ class Supervisor:
         def open_superblock() -> int:
             os.close(fuse)
             self.device.close()
+            if self._meta:
+                self._meta.files.close()
             descriptor = os.open(".meta/.superblock", os.O_RDONLY, dir_fd=mount.fd)
             magic = os.read(descriptor, 8)
             os.close(descriptor)
@@ -196,6 +218,8 @@ class Supervisor:
             os.close(keepalive)
             mount.close()
             self.device.close()
+            if self._meta:
+                self._meta.files.close()
             os.setsid()
             if self.background:
                 worker.leave_terminal()
@@ -221,11 +245,17 @@ class Supervisor:
         record = session.record
         deaths = Deaths(record)
         pulse = Pulse(session)
+        watch = MountWatch(device_number) if self._meta else None
+        changed = True
         while True:
-            happened = self._processes.wait(timeout=PULSE_SECONDS)
+            if watch and changed and watch.gone():
+                self._let_go()
+            happened = self._processes.wait(*(watch.descriptors if watch else ()), timeout=PULSE_SECONDS)
+            changed = bool(happened.readable)
             if served in happened.ended:
                 status = happened.ended[served]
-                if status == 0:
+                # Without the mount's own files nobody can take over.
+                if status == 0 or (watch and not self._meta):
                     return
                 if deaths.another():
                     raise MountError(
@@ -245,12 +275,6 @@ class Supervisor:
             if happened.stop and not unmount(self.options.mount_point, device_number):
                 # Detached already, and somebody still has a file open: the second request to stop means it.
                 return
-
-
-def _failure(line: str, status: int) -> FamfsError:
-    error = MountError(line)
-    error.exit_status = status
-    return error
 
 
 def _open_fuse() -> int:

@@ -19,12 +19,23 @@ import trio
 from famfs_server import privileges
 from famfs_server.daemon import control, status
 from famfs_server.daemon.control import ControlServer
+from famfs_server.daemon.metafiles import MetaFiles
 from famfs_server.daemon.options import SYSLOG_LEVELS, MountOptions
 from famfs_server.dax.device import DaxDevice, Mode
-from famfs_server.errors import FamfsError, NegotiationError
+from famfs_server.dax.memory import Memory
+from famfs_server.dax.partial import PartialMemory
+from famfs_server.errors import FamfsError, MountError, NegotiationError
 from famfs_server.fuse.abi import InitFlag
 from famfs_server.fuse.channel import Channel
-from famfs_server.fuse.dialects import Decision, Evidence, by_name, decide, kallsyms_evidence, probe_push_ioctl
+from famfs_server.fuse.dialects import (
+    Decision,
+    Evidence,
+    InitRequest,
+    by_name,
+    decide,
+    kallsyms_evidence,
+    probe_push_ioctl,
+)
 from famfs_server.fuse.filesystem import DAY, FileSystem, Settings
 from famfs_server.fuse.notifier import Notifier, send_all
 from famfs_server.fuse.operations import FamfsOperations
@@ -66,6 +77,8 @@ class Assignment:
     """What the predecessor negotiated; nothing for the first worker of a mount."""
     background: bool
     """Whether the caller's terminal and pipes are given back once the worker serves."""
+    meta: MetaFiles | None = None
+    """Superblock and log of a device in famfs mode; without them the worker maps the device itself."""
 
 
 def run(assignment: Assignment) -> int:
@@ -86,7 +99,7 @@ def run(assignment: Assignment) -> int:
     try:
         return _serve(assignment)
     except FamfsError as error:
-        if assignment.takeover is not None:
+        if assignment.messages < 0:
             log.error("cannot take over: %s", error)
         tell(assignment.messages, {"error": str(error), "status": error.exit_status})
     except Exception as error:
@@ -103,7 +116,7 @@ def tell(descriptor: int, message: Message) -> None:
         log.debug("nobody hears %s: %s", message, error)
 
 
-def _ready_message(negotiated: Negotiated) -> Message:
+def ready_message(negotiated: Negotiated) -> Message:
     decision = negotiated.decision
     return {
         "init": negotiated.init.hex(),
@@ -111,6 +124,13 @@ def _ready_message(negotiated: Negotiated) -> Message:
         "reason": decision.reason,
         "candidates": [dialect.name for dialect in decision.candidates],
     }
+
+
+def failure(message: dict[str, Any]) -> FamfsError:
+    """The error that another process has reported."""
+    error = MountError(message["error"])
+    error.exit_status = message["status"]
+    return error
 
 
 def negotiated(message: dict[str, Any]) -> Negotiated:
@@ -129,13 +149,20 @@ def leave_terminal() -> None:
 
 def _serve(assignment: Assignment) -> int:
     options, session, takeover = assignment.options, assignment.session, assignment.takeover
-    memory = assignment.device.memory()
+    memory = assignment.meta.memory(assignment.device) if assignment.meta else assignment.device.memory()
     volume = Volume(memory, assignment.host, assignment.device.path, state=session.namespace)
     volume.progress = session.record.working
     channel = Channel(session)
-    if takeover is None:
+    if takeover is None or assignment.messages >= 0:
         _report_damage(volume)
-        decision = _negotiate(channel, options, assignment.device.mode)
+    if takeover is None:
+        decision = decide_data_path(channel.read_init(), channel.fuse, options, assignment.device)
+        if options.fmap == "auto" and decision.data_path == "server":
+            log.warning(
+                "%s; serving reads and writes from the mapping instead: page cache and mappings of other hosts are not "
+                "coherent with this one",
+                decision.reason,
+            )
     else:
         channel.resume(takeover.init)
         decision = takeover.decision
@@ -152,7 +179,7 @@ def _serve(assignment: Assignment) -> int:
     notifier = _start_notifier(assignment)
     filesystem.notify = notifier.put
     pyfuse3.init(FamfsOperations(filesystem), f"/dev/fd/{channel.libfuse_end.fileno()}", {"fsname=famfs"})
-    trio.run(_main, assignment, filesystem, channel, decision, notifier)
+    trio.run(_main, assignment, filesystem, channel, decision, notifier, memory)
     return 0
 
 
@@ -166,6 +193,8 @@ def _start_notifier(assignment: Assignment) -> Notifier:
             prctl.set_name("famfs-notifier")
             prctl.set_pdeathsig(signal.SIGKILL)
             os.close(sink)
+            if assignment.meta:
+                assignment.meta.close()
             if assignment.background:
                 leave_terminal()
             send_all(source, assignment.session.fuse)
@@ -181,6 +210,7 @@ async def _main(
     channel: Channel,
     decision: Decision,
     notifier: Notifier,
+    memory: Memory,
 ) -> None:
     token = trio.lowlevel.current_trio_token()
     async with trio.open_nursery() as nursery:
@@ -192,6 +222,8 @@ async def _main(
             filesystem,
             decision,
             fast=assignment.options.fastpath,
+            no_open=assignment.options.no_open,
+            serve_unmapped=assignment.options.watchdog == "serve",
             devices=(os.path.realpath(assignment.device.path),),
             finished=finished,
         )
@@ -199,7 +231,7 @@ async def _main(
         await trio.to_thread.run_sync(channel.wait_initialised)
         if assignment.background:
             leave_terminal()
-        tell(assignment.messages, _ready_message(Negotiated(channel.init, decision)))
+        tell(assignment.messages, ready_message(Negotiated(channel.init, decision)))
         options, record = assignment.options, assignment.session.record
         if record.log_level is not None:
             logging.getLogger("famfs_server").setLevel(SYSLOG_LEVELS[record.log_level])
@@ -211,12 +243,21 @@ async def _main(
         )
         listener = await control.listen(assignment.run_directory, public=options.control_uid != 0)
         nursery.start_soon(server.serve, listener)
+        if assignment.meta and isinstance(memory, PartialMemory):
+            nursery.start_soon(_let_go, assignment.meta, memory)
         if options.poll:
             nursery.start_soon(_poll, filesystem, options.poll)
         while True:
             record.beat()
             notifier.retry()
             await trio.sleep(BEAT_SECONDS)
+
+
+async def _let_go(meta: MetaFiles, memory: PartialMemory) -> None:
+    """Keep the mount's own files open no longer than somebody can see the mount: they would keep the connection."""
+    await trio.lowlevel.wait_readable(meta.released)
+    memory.release()
+    meta.close()
 
 
 async def _poll(filesystem: FileSystem, seconds: float) -> None:
@@ -231,27 +272,23 @@ async def _poll(filesystem: FileSystem, seconds: float) -> None:
             log.debug("looking at the log: %s", error)
 
 
-def _negotiate(channel: Channel, options: MountOptions, mode: Mode) -> Decision:
-    request = channel.read_init()
+def decide_data_path(request: InitRequest, fuse: int, options: MountOptions, device: DaxDevice) -> Decision:
+    """The data path for a device, by what INIT says and what else is known of the kernel.
+
+    Raises NegotiationError where the options ask for what the kernel has not.
+    """
     offered = bool(request.flags & InitFlag.DAX_FMAP)
     evidence = Evidence(
         kallsyms=kallsyms_evidence() if offered else None,
-        push_ioctl=probe_push_ioctl(channel.fuse) if offered else None,
+        push_ioctl=probe_push_ioctl(fuse) if offered else None,
         rawio=privileges.holds(privileges.CAP_SYS_RAWIO),
     )
     decision = decide(request, policy=options.fmap, forced=options.dialect, evidence=evidence)
-    if decision.data_path == "fmap" and mode is not Mode.FSDEV:
-        # Until superblock and log can be read through the mount itself, famfs mode is of no use either.
-        reason = f"{decision.reason}, but takes maps only of devices in famfs mode, and this one is {mode.value}"
+    if decision.data_path == "fmap" and device.mode is not Mode.FSDEV:
+        reason = f"{decision.reason}, but takes maps only of devices in famfs mode, and this one is {device.mode.value}"
         decision = Decision("server", reason, failed=options.fmap == "require")
     if decision.failed:
         raise NegotiationError(f"fmap=require cannot be met: {decision.reason}")
-    if options.fmap == "auto" and decision.data_path == "server":
-        log.warning(
-            "%s; serving reads and writes from the mapping instead: page cache and mappings of other hosts are not "
-            "coherent with this one",
-            decision.reason,
-        )
     return decision
 
 

@@ -47,6 +47,9 @@ class Lock(Enum):
     """Exclusive: the only writer of the log on this host."""
     MOUNTED = 1
     """Shared: somebody has the file system open. Exclusive: it is being made or repaired."""
+    KERNEL = 1 << 57
+    """Exclusive: a mount has given the device to this kernel (famfs mode), which takes it once. Beyond every byte of
+    `lock_host`."""
 
 
 class DaxDevice:

@@ -44,6 +44,8 @@ class Memory:
         #: The bytes themselves, for system calls that copy file data; touching them is not guarded.
         self.view = view
         self.size = view.nbytes
+        #: The bytes from the start that this process reaches; the others it has no access to (`dax.partial`).
+        self.reach = view.nbytes
         self.writable = not view.readonly
         #: How lines are written back (docs/format.md 5.4); `none` when they are not.
         self.mechanism = cacheline.MECHANISM if flush else "none"

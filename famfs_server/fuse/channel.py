@@ -53,18 +53,22 @@ class Channel:
         decision: Decision,
         *,
         fast: bool,
+        no_open: bool,
+        serve_unmapped: bool,
         devices: tuple[str, ...],
         finished: Callable[[], None],
     ) -> None:
         """Hand INIT to libfuse, and begin to serve in two threads once it is answered.
 
-        `devices` are the paths of the devices by number, for kernels that ask. `finished` is called from a thread when
-        the connection has ended: unmounted or aborted. Whoever calls this runs pyfuse3's main loop meanwhile, which
-        makes libfuse answer.
+        `fast`, `no_open` and `serve_unmapped` are for the request plane. `devices` are the paths of the devices by
+        number, for kernels that ask. `finished` is called from a thread when the connection has ended: unmounted or
+        aborted. Whoever calls this runs pyfuse3's main loop meanwhile, which makes libfuse answer.
         """
         request = negotiation.parse_init_request(self.init)
         maps = FmapReplies(filesystem, decision.candidates, devices) if decision.candidates else None
-        self.plane = RequestPlane(filesystem, self.session, fast=fast, maps=maps)
+        self.plane = RequestPlane(
+            filesystem, self.session, fast=fast, maps=maps, no_open=no_open, serve_unmapped=serve_unmapped
+        )
         self._our_end.send(negotiation.mask_for_libfuse(self.init))
         threading.Thread(target=self._replies, args=(request, decision), name="replies", daemon=True).start()
         threading.Thread(target=self._requests, args=(finished,), name="requests", daemon=True).start()

@@ -424,6 +424,8 @@ class FileSystem:
             answer = self.open(node, flags)
             self.remember(node)
             return node, answer
+        if not self.volume.reaches_data:
+            raise refusal(errno.EOPNOTSUPP)
         log.debug("%r is made", path)
         made = self.made.create(parent, name, mode, uid, self._group(parent, gid))
         return made, self.open_flags | OpenFlag.DIRECT_IO

@@ -9,6 +9,7 @@ dialect, and is refused in words rather than sent in doubt.
 import errno
 import logging
 import os
+from collections.abc import Sequence
 
 from famfs_server.fuse import abi
 from famfs_server.fuse.dialects import Dialect, ExtentKind
@@ -70,13 +71,7 @@ class FmapReplies:
 
     def get_daxdev(self, index: int) -> bytes:
         """The payload of the answer to GET_DAXDEV; the index comes in place of the nodeid (protocol 1.3)."""
-        if not 0 <= index < len(self._devices):
-            raise refusal(errno.EINVAL)
-        name = os.fsencode(self._devices[index])
-        if not name.startswith(b"/") or len(name) >= _PATH_FIELD:
-            log.error("device %d cannot be named to the kernel: %s", index, self._devices[index])
-            raise refusal(errno.EINVAL)
-        return abi.DAXDEV_OUT.pack(index, name)
+        return device_name(self._devices, index)
 
     def _dialect(self, body_size: int) -> Dialect:
         for dialect in self.candidates:
@@ -100,7 +95,7 @@ class FmapReplies:
         if chunk_size and _takes_strips(dialect, len(extents), chunk_size):
             return _interleaved(raw, len(extents), chunk_size, size)
         if not chunk_size and len(extents) <= dialect.max_extents:
-            return _simple(raw, len(extents), size)
+            return simple_map(raw, len(extents), size)
         count = -(-size // chunk_size) if chunk_size else len(extents)
         length = abi.FMAP_HEADER.size + count * abi.FMAP_EXTENT.size
         if count > dialect.max_extents or length > dialect.max_reply:
@@ -110,7 +105,7 @@ class FmapReplies:
                 f"extents and {dialect.max_reply} bytes",
             )
         unrolled = fmap_arithmetic.unroll(tree.extent_rows(row), chunk_size, size)
-        message = _simple(unrolled.tobytes(), count, size)
+        message = simple_map(unrolled.tobytes(), count, size)
         self._last = (row, size, message)
         return message
 
@@ -138,6 +133,17 @@ class FmapReplies:
         raise refusal(errno.EOPNOTSUPP)
 
 
+def device_name(devices: Sequence[str], index: int) -> bytes:
+    """The payload of the answer to GET_DAXDEV, from the paths of the devices by number."""
+    if not 0 <= index < len(devices):
+        raise refusal(errno.EINVAL)
+    name = os.fsencode(devices[index])
+    if not name.startswith(b"/") or len(name) >= _PATH_FIELD:
+        log.error("device %d cannot be named to the kernel: %s", index, devices[index])
+        raise refusal(errno.EINVAL)
+    return abi.DAXDEV_OUT.pack(index, name)
+
+
 def _takes_strips(dialect: Dialect, strips: int, chunk_size: int) -> bool:
     return (
         ExtentKind.INTERLEAVED in dialect.extent_kinds
@@ -161,7 +167,8 @@ def _inexpressible(dialect: Dialect, extents: list[tuple[int, ...]], chunk_size:
     return ""
 
 
-def _simple(extents: bytes | memoryview, count: int, size: int) -> bytes:
+def simple_map(extents: bytes | memoryview, count: int, size: int) -> bytes:
+    """A map of `count` extents, encoded already, for a file of `size` bytes."""
     total = abi.FMAP_HEADER.size + len(extents)
     header = abi.FMAP_HEADER.pack(0, abi.FMAP_VERSION, abi.FMAP_SIMPLE, count, total, size)
     return b"".join((header, extents))

@@ -183,6 +183,13 @@ def complete_reply(
     return abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(reply), 0, request.unique) + reply
 
 
+def own_reply(request: InitRequest, decision: Decision, *, max_write: int) -> bytes:
+    """The reply for the kernel where no libfuse has been asked yet; one that is asked later must not answer."""
+    bare = abi.INIT_OUT.pack(abi.VERSION, abi.MINOR, request.max_readahead, 0, 0, 0, max_write, 1, 0, 0, 0, 0, 0)
+    header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(bare), 0, request.unique)
+    return complete_reply(header + bare, request, decision, max_write=max_write)
+
+
 def _libfuse_payload(reply: bytes, request: InitRequest) -> bytes:
     if len(reply) < abi.OUT_HEADER.size:
         raise NegotiationError(f"libfuse answered INIT with {len(reply)} bytes")

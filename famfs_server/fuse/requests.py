@@ -118,9 +118,11 @@ class RequestPlane:
         fast: bool,
         maps: FmapReplies | None = None,
         no_open: bool = True,
+        serve_unmapped: bool = True,
     ) -> None:
         """`fast` serves the hot opcodes too. `maps` answers for extent maps, on connections that have them; `no_open`
-        then tells the kernel never to ask for an OPEN again, so that later opens cost nothing (design 4)."""
+        then tells the kernel never to ask for an OPEN again, so that later opens cost nothing (design 4). There,
+        `serve_unmapped` says whether READ and WRITE, which should not come, are served or EIO."""
         self._fs = filesystem
         self._maps = maps
         self.unmapped = 0
@@ -181,8 +183,8 @@ class RequestPlane:
                 self._handlers[maps.get_daxdev_opcode] = self._get_daxdev
             if no_open:
                 self._handlers[Opcode.OPEN] = self._always(errno.ENOSYS)
-            self._handlers[Opcode.READ] = self._watched(self._read)
-            self._handlers[Opcode.WRITE] = self._watched(self._write)
+            self._handlers[Opcode.READ] = self._watched(self._read, serve_unmapped)
+            self._handlers[Opcode.WRITE] = self._watched(self._write, serve_unmapped)
 
     def answer(self, length: int) -> bool:
         """Answer the request of `length` bytes in the buffer; False if it is not this plane's."""
@@ -468,7 +470,7 @@ class RequestPlane:
         assert self._maps is not None
         reply(self._fuse, abi.OUT_HEADER.pack(296, 0, unique) + self._maps.get_daxdev(index))
 
-    def _watched(self, serve: Handler) -> Handler:
+    def _watched(self, serve: Handler, allowed: bool) -> Handler:
         """The watchdog: a kernel that maps files never sends these requests (protocol 1.4)."""
 
         def serve_and_count(unique: int, nodeid: int, length: int) -> None:
@@ -478,6 +480,8 @@ class RequestPlane:
                     "the kernel negotiated extent maps but sends reads and writes: it does not use them, and what "
                     "programs see is not coherent with other hosts; mount with fmap=never, or mend the kernel"
                 )
+            if not allowed:
+                raise refusal(errno.EIO)
             serve(unique, nodeid, length)
 
         return serve_and_count

@@ -49,6 +49,7 @@ class DeviceMemory(Protocol):
     """What a volume needs of a device's memory; `dax.memory.Memory` is the real one."""
 
     size: int
+    reach: int
     view: memoryview
     writable: bool
     sparse: bool
@@ -308,6 +309,8 @@ class Volume:
                 raise DeviceFaultError(f"device {device} of {self.device} is not attached")
             if start + count > memory.size:
                 raise DeviceFaultError(f"device {device} of {self.device} ends before the file's bytes")
+            if start + count > memory.reach:
+                raise DeviceFaultError(f"file data on device {device} of {self.device} are for the kernel alone")
             ranges.append((memory, start, count))
         return ranges
 
@@ -331,8 +334,15 @@ class Volume:
             memory.fence()
         return done
 
+    @property
+    def reaches_data(self) -> bool:
+        """Whether this process can read and store file data; in famfs mode the kernel alone can."""
+        return self._memory.reach == self._memory.size
+
     def write_back(self, nodeid: int) -> None:
-        """Write a whole file's cache lines back to memory."""
+        """Write a whole file's cache lines back to memory. Nothing to do where others have stored all of its bytes."""
+        if not self.reaches_data:
+            return
         ranges = self._ranges(nodeid, 0, self.namespace.size[nodeid])
         for memory, first, count in ranges:
             for start in range(first, first + count, _LONG):
@@ -476,6 +486,8 @@ class Volume:
             raise RoleError(
                 f"{self.device}: this host is not the master of the file system, only the master can create"
             )
+        if not self._memory.writable:
+            raise RoleError(f"{self.device}: mounted read-only in famfs mode, where nothing can be created")
         if self.stop is not None:
             raise MediaError(
                 f"{self.device}: log entry {self.stop.index} is invalid ({self.stop.damage.value}); "

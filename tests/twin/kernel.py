@@ -206,6 +206,7 @@ class FakeKernel:
         devices: Sequence[Device] = (),
         metadata_end: int = 0,
         ioctls: socket.socket | None = None,
+        opens: socket.socket | None = None,
         timeout: float = 20,
         watch: Callable[[Exchange], None] | None = None,
     ) -> None:
@@ -222,9 +223,12 @@ class FakeKernel:
         """Registered devices by index; None is a slot that is lost for this connection."""
         self.notifications: list[tuple[int, bytes]] = []
         self.no_open = self.no_flush = False
+        self.private: list[OpenFile] = []
+        """What the server itself has open."""
         self.max_write = PAGE
         self._fuse = fuse
         self._ioctls = ioctls
+        self._opens = opens
         self._watch = watch
         self._unique = 0
         self._outstanding: dict[int, bytes | None] = {}
@@ -279,8 +283,7 @@ class FakeKernel:
     def pump(self, seconds: float, also: int | None = None) -> bool:
         """Wait for whatever comes next from the server: False if nothing did, or if `also` became readable."""
         watched: list[socket.socket | int] = [self._fuse]
-        if self._ioctls:
-            watched.append(self._ioctls)
+        watched += [end for end in (self._ioctls, self._opens) if end]
         if also is not None:
             watched.append(also)
         ready = select.select(watched, [], [], seconds)[0]
@@ -291,6 +294,8 @@ class FakeKernel:
             self._take(bytes(memoryview(self._buffer)[: self._fuse.recv_into(self._buffer)]))
         elif self._ioctls in ready:
             self._answer_ioctl()
+        elif self._opens in ready:
+            self._answer_open()
         return bool(ready)
 
     def require_silence(self, seconds: float = 0) -> None:
@@ -403,6 +408,41 @@ class FakeKernel:
         for descriptor in descriptors:
             os.close(descriptor)
         self._ioctls.send(Struct("<i").pack(result))
+
+    def _answer_open(self) -> None:
+        """openat(2) below a private copy of the mount: a file to be mapped, or the errno."""
+        assert self._opens is not None
+        data = self._opens.recv(4096)
+        if not data:
+            self._opens = None
+            return
+        flags, path = Struct("<i").unpack_from(data)[0], data[4:]
+        try:
+            descriptor = self.open_to_map(path, flags)
+        except OSError as error:
+            self._opens.send(Struct("<i").pack(error.errno or errno.EIO))
+            return
+        socket.send_fds(self._opens, [Struct("<i").pack(0)], [descriptor])
+        os.close(descriptor)
+
+    def open_to_map(self, path: bytes, flags: int) -> int:
+        """A descriptor whose mappings show the file. They stand for the device's memory, and what is stored there does
+        not come to the device."""
+        opened = self.open(self.resolve(path), flags)
+        if opened.inode.map is None:
+            raise maps.refuse(errno.ENODEV, "no map")
+        descriptor = os.memfd_create(os.fsdecode(path))
+        os.ftruncate(descriptor, opened.inode.size)
+        at = 0
+        for piece in self._pieces(opened.inode, 0, opened.inode.size):
+            # Mostly zeroes: the copy stays sparse like the original.
+            for start in range(0, len(piece), PAGE):
+                page = bytes(piece[start : start + PAGE])
+                if page.strip(b"\0"):
+                    os.pwrite(descriptor, page, at + start)
+            at += len(piece)
+        self.private.append(opened)
+        return descriptor
 
     def ioctl(self, number: int, argument: bytes, descriptor: int | None) -> int:
         """What an ioctl on the server's /dev/fuse returns: 0, or -errno."""

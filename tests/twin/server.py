@@ -11,12 +11,13 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from famfs_server.daemon import worker
@@ -24,6 +25,7 @@ from famfs_server.daemon.options import parse_options
 from famfs_server.daemon.supervisor import Supervisor
 from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.errors import FamfsError
+from famfs_server.fuse.mountapi import DetachedMount
 from famfs_server.fuse.session import Session
 from tests.twin.kernel import PUSH_ARGUMENT, Device, FakeKernel
 from tests.twin.maps import Dialect, TwinViolation
@@ -88,6 +90,88 @@ def serve(
         os._exit(status)
 
 
+class Directory:
+    """A detached mount, as far as a supervisor asks it to read superblock and log: nothing but a number."""
+
+    fd = -1
+
+    def clone(self) -> int:
+        """A private copy."""
+        return os.open("/", os.O_RDONLY)
+
+
+def serve_in_famfs_mode(
+    fuse: socket.socket,
+    ioctls: socket.socket,
+    opens: socket.socket,
+    messages: socket.socket,
+    image: str,
+    words: Sequence[str],
+    host: UUID | None,
+    log: str,
+) -> None:
+    """The body of a server whose device it may not map: the supervisor's own steps, and successors for its workers.
+
+    Its `openat` through the mount goes to the fake kernel; `messages` tells who serves.
+    """
+    logging.basicConfig(filename=log, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
+    run_directory = Path(log).with_suffix(".run")
+    run_directory.mkdir(exist_ok=True)
+    fcntl.ioctl = _forwarding(fuse.fileno(), ioctls)
+    os.open = _opening(opens)
+    status = 1
+    try:
+        device = DaxDevice.open(image)
+        device.mode = Mode.FSDEV
+        supervisor = Supervisor(parse_options(image, "/twin", words), device, host, run_directory, ready=lambda: None)
+        supervisor._processes.catch_signals()
+        session = Session.create(fuse.fileno())
+        # Descriptors of the number that stands for the mount are closed by the children.
+        directory = Directory()
+        directory.fd = os.dup(messages.fileno())
+        try:
+            agreed = supervisor._bootstrap(session, cast("DetachedMount", directory))
+            served, _ = supervisor._start_worker(session, cast("DetachedMount", directory), agreed)
+        except FamfsError as error:
+            messages.send(json.dumps({"error": str(error), "status": error.exit_status}).encode())
+            status = 0
+            return
+        while True:
+            message = {"data_path": agreed.decision.data_path, "reason": agreed.decision.reason, "worker": served}
+            messages.send(json.dumps(message).encode())
+            ended: dict[int, int] = {}
+            while served not in ended:
+                ended = supervisor._processes.wait().ended
+            status = ended[served]
+            if status == 0:
+                return
+            session.drain()
+            session.record.taken_over()
+            served = supervisor._fork_worker(session, -1, agreed)
+    except BaseException:
+        logging.exception("the server fails")
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _opening(kernel: socket.socket) -> Callable[..., int]:
+    """os.open, but for what lies in `.meta`."""
+    real = os.open
+
+    def opening(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if dir_fd is None or not str(path).startswith(".meta/"):
+            return real(path, flags, mode, dir_fd=dir_fd)
+        kernel.send(Struct("<i").pack(flags) + os.fsencode(path))
+        answer, descriptors, _, _ = socket.recv_fds(kernel, 16, 1)
+        (number,) = Struct("<i").unpack(answer)
+        if number:
+            raise OSError(number, os.strerror(number))
+        return descriptors[0]
+
+    return opening
+
+
 def _registered(supervisor: Supervisor, fuse: int, message: dict[str, Any], push: bool) -> dict[str, Any]:
     """The worker's message, once the device is registered; an error where the kernel refuses that."""
     if push and "error" not in message:
@@ -131,29 +215,34 @@ class Twin:
         host: UUID | None = None,
         log: Path | None = None,
         push: bool = True,
+        famfs_mode: bool = False,
         **kernel: Any,
     ) -> None:
         """Start a server with the mount options `words` and the host's UUID; `kernel` goes to FakeKernel.
 
-        `push` off makes it leave out the registration of its device.
+        `push` off makes it leave out the registration of its device. `famfs_mode`: it may not map its device.
         """
         ours, theirs = _pair()
         our_ioctls, their_ioctls = _pair()
+        our_opens, their_opens = _pair()
         self._messages, their_messages = _pair()
         self.log_path = log or image.with_suffix(".log")
         self.log_path.write_text("")
         devices = kernel.pop("devices", None)
         self.devices = [Device(os.path.realpath(image))] if devices is None else devices
-        self.kernel = FakeKernel(ours, dialect, devices=self.devices, ioctls=our_ioctls, **kernel)
+        self.kernel = FakeKernel(ours, dialect, devices=self.devices, ioctls=our_ioctls, opens=our_opens, **kernel)
         self.data_path = self.reason = ""
-        self._sockets = (ours, our_ioctls, self._messages)
-        self._process = _processes.Process(
-            target=serve,
-            args=(theirs, their_ioctls, their_messages, str(image), words, host, str(self.log_path), push),
-            daemon=True,
-        )
+        self._sockets = (ours, our_ioctls, our_opens, self._messages)
+        self.worker = 0
+        """The pid of the process that serves, where it is told."""
+        common = (str(image), words, host, str(self.log_path))
+        if famfs_mode:
+            body, arguments = serve_in_famfs_mode, (theirs, their_ioctls, their_opens, their_messages, *common)
+        else:
+            body, arguments = serve, (theirs, their_ioctls, their_messages, *common, push)
+        self._process = _processes.Process(target=body, args=arguments, daemon=True)
         self._process.start()
-        for end in (theirs, their_ioctls, their_messages):
+        for end in (theirs, their_ioctls, their_opens, their_messages):
             end.close()
 
     def mount(self) -> FakeKernel:
@@ -173,7 +262,13 @@ class Twin:
         if not self.kernel.negotiated:
             self.kernel.finish_init(unique)
         self.reason, self.data_path = str(message["reason"]), str(message["data_path"])
+        self.worker = int(message.get("worker", 0))
         return self.kernel
+
+    def succeed(self) -> None:
+        """Kill the process that serves, and wait until another one has taken its place."""
+        os.kill(self.worker, signal.SIGKILL)
+        self.worker = int(self._message()["worker"])
 
     def _message(self) -> dict[str, Any]:
         while self.kernel.pump(self.kernel.timeout, self._messages.fileno()):

@@ -407,3 +407,29 @@ def test_kernel_that_negotiates_maps_and_reads_instead(kernel: FakeKernel, tree:
     assert written[:4] == b"\4\0\0\0"
     assert kernel.read(opened, 4000, 4) == b"abcd"
     assert tree.image.with_suffix(".log").read_text().count("negotiated extent maps but sends reads") == 1
+
+
+def test_kernel_that_reads_instead_can_be_refused(tree: Tree) -> None:
+    twin = Twin(tree.image, Dialect.PULL, words=("watchdog=eio",), host=tree.host, metadata_end=tree.metadata_end)
+    kernel = twin.mount()
+    inode = kernel.resolve(b"striped_33m")
+    body = Struct("<QQIIQII").pack(0, 0, 4, 0, 0, 0, 0)
+    for _ in range(2):
+        with refused(errno.EIO):
+            kernel.call(Op.READ, inode.nodeid, body, most=4096)
+    with refused(errno.EIO):
+        kernel.call(Op.WRITE, inode.nodeid, body + b"abcd", exact=8)
+    assert twin.log().count("negotiated extent maps but sends reads") == 1
+    check_alive(kernel)
+    assert twin.end() == 0
+
+
+def test_open_that_is_always_asked_for(tree: Tree) -> None:
+    """`no_open=off`: the server sees every open, and can refuse one."""
+    words = ("no_open=off", "dialect=pull")
+    with mounted(tree.image, Dialect.PULL, words=words, host=tree.host, metadata_end=tree.metadata_end) as kernel:
+        for _ in range(2):
+            kernel.close_file(kernel.open(kernel.resolve(b"sd/odd")))
+        assert not kernel.no_open
+        with refused(errno.EPERM):
+            kernel.open(kernel.resolve(b".meta/.log"), os.O_RDWR)

@@ -25,6 +25,8 @@ def test_defaults_are_the_safe_ones() -> None:
     assert options.fastpath
     assert options.create
     assert options.cache == "never"
+    assert options.no_open
+    assert options.watchdog == "serve"
     assert options.timeout is None
     assert options.allow_other
     assert options.default_permissions
@@ -44,6 +46,10 @@ def test_defaults_are_the_safe_ones() -> None:
         ("fastpath=off", "fastpath", False),
         ("fastpath=off,fastpath=on", "fastpath", True),
         ("cache=always", "cache", "always"),
+        ("no_open=off", "no_open", False),
+        ("no_open=on", "no_open", True),
+        ("watchdog=eio", "watchdog", "eio"),
+        ("watchdog=eio,watchdog=serve", "watchdog", "serve"),
         ("timeout=0", "timeout", 0.0),
         ("timeout=2.5", "timeout", 2.5),
         ("poll=0", "poll", 0.0),
@@ -117,6 +123,9 @@ def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: object
         "fmap=sometimes",
         "fastpath=yes",
         "cache=normal",
+        "no_open",
+        "no_open=never",
+        "watchdog=bark",
         "timeout=-1",
         "timeout=nan",
         "timeout=inf",

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Superblock and log of a device in famfs mode, read through our own detached mount (design 3, decisions 20).
+
+User space cannot map such a device; a famfs kernel can, for files that it has a map of. Three processes take part. One
+serves the connection without a volume: it answers INIT and what concerns `.meta` alone (`serve_meta`). Another one,
+which does not hold /dev/fuse, opens the two files through a private copy of the mount, checks what they hold and hands
+their descriptors over (`open_meta`). The supervisor keeps these; workers map what they inherit and send no request.
+"""
+
+import errno
+import json
+import logging
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct
+from typing import Protocol
+from uuid import UUID
+
+from famfs_server import privileges
+from famfs_server.daemon import worker
+from famfs_server.daemon.locking import lock_for_writing
+from famfs_server.daemon.metafiles import MetaFiles
+from famfs_server.daemon.options import MountOptions
+from famfs_server.daemon.processes import Processes
+from famfs_server.daemon.worker import Negotiated
+from famfs_server.dax.device import DaxDevice
+from famfs_server.dax.partial import PartialMemory
+from famfs_server.errors import FamfsError, MediaError, MountError, NegotiationError
+from famfs_server.fuse import metaplane, negotiation
+from famfs_server.fuse.metaplane import MetaPlane
+from famfs_server.fuse.mountapi import parse_mountinfo
+from famfs_server.fuse.session import BUFFER, Session
+from famfs_server.omf import layout, superblock
+from famfs_server.omf import log as omf_log
+
+log = logging.getLogger(__name__)
+
+OPEN_SECONDS = 60.0
+"""How long opening superblock and log may take."""
+
+_LENGTH = Struct("<Q")
+_SERVER_FAILED = "the process that served superblock and log has failed; see the log"
+_ASKER_FAILED = "the process that opens superblock and log has died; see the log"
+
+
+# -- the process that answers ------------------------------------------------------------------------
+
+
+def serve_meta(session: Session, options: MountOptions, device: DaxDevice, messages: int, lengths: int) -> int:
+    """Answer INIT and then requests for `.meta`, until the other end of the pipe `lengths` is closed; the exit status.
+
+    The message is that of `worker.run`. The length of the log comes through `lengths`, before anybody asks for it.
+    """
+    try:
+        plane = _negotiate(session, options, device, messages, LogLength(lengths))
+    except FamfsError as error:
+        worker.tell(messages, {"error": str(error), "status": error.exit_status})
+        return 1
+    privileges.drop_all()
+    return answer_until(lengths, session.fuse, plane)
+
+
+class LogLength:
+    """The length of the log, once it has come through a pipe."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._value = 0
+
+    def __call__(self) -> int:
+        if not self._value and _readable(self._pipe):
+            data = os.read(self._pipe, _LENGTH.size)
+            self._value = _LENGTH.unpack(data)[0] if data else 0
+        return self._value
+
+
+def _negotiate(
+    session: Session, options: MountOptions, device: DaxDevice, messages: int, log_length: Callable[[], int]
+) -> MetaPlane:
+    data = os.read(session.fuse, BUFFER)
+    request = negotiation.parse_init_request(data)
+    decision = worker.decide_data_path(request, session.fuse, options, device)
+    if decision.data_path == "server":
+        raise NegotiationError(
+            f"{device.path} is in famfs mode (driver fsdev_dax), which only a famfs kernel can use: {decision.reason}; "
+            f"mount with -o daxmode=devdax, or run: daxctl reconfigure-device -m devdax {os.path.basename(device.path)}"
+        )
+    plane = MetaPlane(decision, (os.path.realpath(device.path),), log_length, no_open=options.no_open)
+    try:
+        os.write(session.fuse, negotiation.own_reply(request, decision, max_write=session.max_write))
+    except OSError as error:
+        raise MountError(f"the kernel did not take the answer to INIT: {error}") from error
+    worker.tell(messages, worker.ready_message(worker.Negotiated(data, decision)))
+    return plane
+
+
+def answer_until(stop: int, fuse: int, plane: MetaPlane) -> int:
+    """Serve a connection until the pipe `stop` is at its end (0), or the connection is (1)."""
+    poll = select.poll()
+    poll.register(fuse, select.POLLIN)
+    poll.register(stop, 0)
+    while True:
+        events = dict(poll.poll())
+        if stop in events:
+            return 0
+        try:
+            data = os.read(fuse, BUFFER)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                continue
+            log.error("cannot read requests: %s", error)
+            return 1
+        if not data:
+            return 1
+        metaplane.serve(plane, fuse, data)
+
+
+def _readable(descriptor: int) -> bool:
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
+# -- the process that asks ---------------------------------------------------------------------------
+
+
+def open_meta(
+    mount: int, device: DaxDevice, host: UUID | None, *, read_only: bool, announce: Callable[[int], None]
+) -> MetaFiles:
+    """Open the two files below the directory descriptor `mount`, and check superblock and log header in them.
+
+    `announce` is called with the length of the log, before the log is opened. The log can be stored to if `host` is the
+    master and not `read_only`; then the writer's lock is taken. The caller must not be the one who serves the mount.
+    Raises FamfsError.
+    """
+    first = _open(mount, ".meta/.superblock", os.O_RDONLY)
+    memory = PartialMemory([(first, layout.SUPERBLOCK_REGION)], device.size, writable=[False])
+    found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize)).require(device.path)
+    end = layout.LOG_OFFSET + found.log_length
+    if end > device.size:
+        raise MediaError(f"{device.path}: the log ends beyond the device of {device.size} bytes")
+    lock_for_writing(device, host, found.system_uuid)
+    writable = host == found.system_uuid and not read_only
+    announce(found.log_length)
+    second = _open(mount, ".meta/.log", os.O_RDWR if writable else os.O_RDONLY)
+    files = MetaFiles(first, second, found.log_length, writable)
+    whole = files.memory(device)
+    omf_log.decode_header(whole.read_fresh(layout.LOG_OFFSET, layout.LOG_HEADER_SIZE), found.log_length)
+    return files
+
+
+def _open(mount: int, name: str, flags: int) -> int:
+    try:
+        return os.open(name, flags | os.O_CLOEXEC, dir_fd=mount)
+    except OSError as error:
+        raise MountError(
+            f"cannot open {name} through the new mount: {os.strerror(error.errno or errno.EIO)}; see the kernel log"
+        ) from error
+
+
+def ask_meta(
+    mount: int,
+    device: DaxDevice,
+    host: UUID | None,
+    channel: socket.socket,
+    *,
+    read_only: bool,
+    announce: Callable[[int], None],
+) -> int:
+    """`open_meta` in a process of its own, which hands over what came of it through `channel`; its exit status."""
+    try:
+        files = open_meta(mount, device, host, read_only=read_only, announce=announce)
+    except FamfsError as error:
+        channel.send(json.dumps({"error": str(error), "status": error.exit_status}).encode())
+        return 1
+    text = json.dumps({"log_length": files.log_length, "writable": files.writable}).encode()
+    socket.send_fds(channel, [text], [files.superblock, files.log])
+    return 0
+
+
+# -- the supervisor's part ---------------------------------------------------------------------------
+
+
+class PrivateCopy(Protocol):
+    """A mount of which private copies can be had; `DetachedMount` is one."""
+
+    def clone(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OwnFiles:
+    """The mount's own files as the supervisor keeps them."""
+
+    files: MetaFiles
+    release: int
+    """Closing this descriptor, which no child has, makes workers let go of the files."""
+
+    def close(self, processes: Processes) -> None:
+        """Let go, and have the worker do the same."""
+        self.files.close()
+        processes.close_in_children.remove(self.release)
+        os.close(self.release)
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """The order of things: who is started when, and who hears of what."""
+
+    processes: Processes
+    serve: Callable[[int, int], int]
+    """The process that answers; its descriptors for messages and for the length of the log."""
+    ask: Callable[[int, socket.socket, Callable[[int], None]], int]
+    """The process that asks; a directory, where to send the files to, and whom to tell the length of the log."""
+    register: Callable[[Negotiated], None]
+    """Hands the device to a kernel that wants it before it is asked for."""
+
+    def run(self, mount: PrivateCopy) -> tuple[Negotiated, OwnFiles]:
+        """What was agreed, and the open files. Raises FamfsError; nobody is left waiting for the mount then."""
+        hear, speak = os.pipe()
+        lengths, announce = os.pipe()
+
+        def serve() -> int:
+            os.close(hear)
+            os.close(announce)
+            return self.serve(speak, lengths)
+
+        server = self.processes.fork("bootstrap", serve)
+        os.close(speak)
+        os.close(lengths)
+        try:
+            agreed = await_service(self.processes, server, hear)
+            self.register(agreed)
+            own = self._open(mount, announce, server)
+        finally:
+            os.close(hear)
+            os.close(announce)
+        self._await_end(server)
+        return agreed, own
+
+    def _open(self, mount: PrivateCopy, announce: int, server: int) -> OwnFiles:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            private = mount.clone()
+            try:
+                asker = self.processes.fork(
+                    "opener", lambda: self.ask(private, theirs, lambda length: _send_length(announce, length))
+                )
+            finally:
+                os.close(private)
+            theirs.close()
+            deadline = time.monotonic() + OPEN_SECONDS
+            while time.monotonic() < deadline:
+                happened = self.processes.wait(ours.fileno(), timeout=deadline - time.monotonic())
+                if server in happened.ended:
+                    raise MountError(_SERVER_FAILED)
+                if happened.readable:
+                    return self._take(ours)
+                if asker in happened.ended:
+                    raise MountError(_ASKER_FAILED)
+                if happened.stop:
+                    raise MountError("interrupted before the mount was complete")
+        raise MountError(f"superblock and log could not be opened in {OPEN_SECONDS:.0f} seconds")
+
+    def _take(self, channel: socket.socket) -> OwnFiles:
+        """Receive what `ask_meta` has sent. Raises FamfsError where that is an error."""
+        data, descriptors, _, _ = socket.recv_fds(channel, 65536, 2)
+        if not data:
+            raise MountError(_ASKER_FAILED)
+        message = json.loads(data)
+        if "error" in message:
+            raise worker.failure(message)
+        first, second = descriptors
+        released, release = os.pipe()
+        self.processes.close_in_children.append(release)
+        return OwnFiles(MetaFiles(first, second, message["log_length"], message["writable"], released), release)
+
+    def _await_end(self, server: int) -> None:
+        """The process that answers ends by itself; only then may another one read the connection."""
+        deadline = time.monotonic() + OPEN_SECONDS
+        while time.monotonic() < deadline:
+            happened = self.processes.wait(timeout=deadline - time.monotonic())
+            if server in happened.ended:
+                if happened.ended[server]:
+                    raise MountError(_SERVER_FAILED)
+                return
+        raise MountError(_SERVER_FAILED)
+
+
+def await_service(processes: Processes, pid: int, hear: int) -> Negotiated:
+    """Wait until a child says that it serves; what was agreed. Raises what it reports, or MountError."""
+    while True:
+        happened = processes.wait(hear)
+        if happened.readable:
+            line = os.read(hear, 65536)
+            if line:
+                message = json.loads(line)
+                if "error" in message:
+                    raise worker.failure(message)
+                # It may have said so and died: nobody hears of its death again.
+                if pid not in happened.ended:
+                    return worker.negotiated(message)
+        if pid in happened.ended:
+            status = happened.ended[pid]
+            raise MountError(f"the serving process ended with status {status} before it could serve")
+        if happened.stop:
+            raise MountError("interrupted before the mount was complete")
+
+
+def _send_length(pipe: int, length: int) -> None:
+    os.write(pipe, _LENGTH.pack(length))
+
+
+# -- the end -----------------------------------------------------------------------------------------
+
+
+class MountWatch:
+    """Tells when no path of this mount namespace leads to a mount any more; worth asking when a descriptor of it can be
+    read."""
+
+    def __init__(self, device_number: int) -> None:
+        self._device_number = device_number
+        self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        # An epoll of its own: mountinfo is always readable, and what tells of changes is POLLPRI.
+        self._poll = select.epoll()
+        self._poll.register(self._mounts, select.EPOLLPRI)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What to wait for."""
+        return (self._poll.fileno(),)
+
+    def gone(self) -> bool:
+        """Whether the mount is nowhere to be seen."""
+        self._poll.poll(0)
+        return all(record.device != self._device_number for record in parse_mountinfo())
+
+    def close(self) -> None:
+        """End the watch."""
+        self._poll.close()
+        os.close(self._mounts)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device that the server may not map: superblock and log come through the mount, from a kernel that has maps."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from struct import Struct
+
+import pytest
+
+from famfs_server.omf import layout
+from tests.twin import trees
+from tests.twin.kernel import Exchange, Op
+from tests.twin.maps import Dialect
+from tests.twin.server import Refused, Twin
+from tests.twin.trees import Tree
+
+META = {4: (b".meta/.superblock", 0, layout.SUPERBLOCK_REGION), 5: (b".meta/.log", layout.LOG_OFFSET, None)}
+
+
+@pytest.fixture
+def tree(golden_image: Callable[[str, Path], Path], tmp_path: Path) -> Tree:
+    return trees.of_volume(golden_image("03-interleaved", tmp_path))
+
+
+class Site:
+    """A twin, and all that it was asked."""
+
+    def __init__(self, tree: Tree, dialect: Dialect, *words: str, **more: object) -> None:
+        self.asked: list[Exchange] = []
+        options = (f"dialect={dialect.value}", "fmap=require", *words)
+        arguments = {"host": tree.host, "metadata_end": tree.metadata_end, **more}
+        self.twin = Twin(tree.image, dialect, words=options, famfs_mode=True, watch=self.asked.append, **arguments)
+
+    def opcodes(self) -> list[int]:
+        """What was asked since the last time, in order."""
+        asked, self.asked[:] = [exchange.opcode for exchange in self.asked], []
+        return asked
+
+
+@pytest.fixture(params=list(Dialect), ids=lambda dialect: dialect.value)
+def site(request: pytest.FixtureRequest, tree: Tree) -> Iterator[Site]:
+    site = Site(tree, request.param)
+    site.twin.mount()
+    yield site
+    site.twin.kernel.require_silence()
+    assert site.twin.end() == 0, site.twin.log()
+
+
+def open_requests(dialect: Dialect, *, first: bool, lookups: int, again: bool = False) -> list[int]:
+    """What opening a file asks for, GETATTR apart."""
+    wanted = [Op.LOOKUP] * lookups + ([] if again else [Op.OPEN]) + [Op.GET_FMAP]
+    return [*wanted, Op.GET_DAXDEV] if first and dialect is Dialect.PULL else wanted
+
+
+def test_order_of_messages(site: Site) -> None:
+    """Nothing but the two files, each with its map, before there is a volume; then no request at all."""
+    dialect = site.twin.kernel.dialect
+    assert dialect is not None
+    asked = [opcode for opcode in site.opcodes() if opcode != Op.GETATTR]
+    first = open_requests(dialect, first=True, lookups=2)
+    second = open_requests(dialect, first=False, lookups=2, again=True)
+    assert asked == [Op.INIT, *first, *second]
+    assert site.twin.kernel.no_open
+
+
+def test_maps_are_those_of_the_two_files(site: Site, tree: Tree) -> None:
+    opened = {file.inode.nodeid: file for file in site.twin.kernel.private}
+    assert opened.keys() == META.keys()
+    for nodeid, (path, offset, length) in META.items():
+        file = opened[nodeid]
+        assert file.inode.path == path
+        assert not file.inode.failed
+        assert file.inode.map is not None
+        (extent,) = file.inode.map.ranges()
+        expected = tree.metadata_end - layout.LOG_OFFSET if length is None else length
+        assert (extent.device, extent.offset, extent.length) == (0, offset, expected)
+        # The master stores into the log, and into nothing else.
+        assert file.flags & os.O_ACCMODE == (os.O_RDWR if nodeid == 5 else os.O_RDONLY)
+    assert sorted(set(site.twin.kernel.slots)) == [0]
+
+
+def test_every_file_is_mapped(site: Site, tree: Tree) -> None:
+    kernel = site.twin.kernel
+    assert tree.files
+    for path, file in tree.files.items():
+        opened = kernel.open(kernel.resolve(path))
+        assert opened.inode.size == file.size
+        assert opened.inode.map is not None
+        for offset in {min(corner, file.size - 1) for corner in file.corners()}:
+            assert opened.inode.map.resolve(offset, 1) == file.map.resolve(offset, 1)
+        kernel.close_file(opened)
+
+
+def test_master_writes_the_log(site: Site) -> None:
+    kernel = site.twin.kernel
+    made = kernel.mkdir(kernel.root(), b"made")
+    assert kernel.resolve(b"made").nodeid == made.nodeid
+    site.twin.succeed()
+    assert kernel.resolve(b"made").nodeid == made.nodeid
+
+
+def test_successor_asks_for_nothing(site: Site, tree: Tree) -> None:
+    kernel = site.twin.kernel
+    before = {path: kernel.fetch_fmap(kernel.resolve(path).nodeid) for path in tree.files}
+    site.opcodes()
+    for _ in range(3):
+        site.twin.succeed()
+        for path, payload in before.items():
+            assert kernel.fetch_fmap(kernel.resolve(path).nodeid) == payload
+    assert len(kernel.private) == 2
+    assert Op.OPEN not in site.opcodes()
+
+
+def test_bytes_are_out_of_reach(site: Site) -> None:
+    """A kernel that reads in spite of its maps gets EIO; so does one that writes into a new file."""
+    kernel = site.twin.kernel
+    inode = kernel.resolve(b"sd/odd")
+    body = Struct("<QQIIQII").pack(0, 0, 4096, 0, 0, 0, 0)
+    for _ in range(2):
+        with pytest.raises(OSError, match="Input/output error"):
+            kernel.call(Op.READ, inode.nodeid, body, most=4096)
+    assert site.twin.log().count("negotiated extent maps but sends reads") == 1
+    # The volume itself can be looked at.
+    assert kernel.call(Op.READ, 4, body, most=4096)[:8] == layout.SUPERBLOCK_MAGIC.to_bytes(8, "little")
+
+
+def test_fsync_and_flush_of_a_mapped_file(site: Site) -> None:
+    kernel = site.twin.kernel
+    opened = kernel.open(kernel.resolve(b"sd/odd"), os.O_RDWR)
+    assert kernel.write(opened, 5, b"data") == 4
+    kernel.call(Op.FSYNC, opened.inode.nodeid, Struct("<QII").pack(0, 0, 0))
+    kernel.close_file(opened)
+
+
+def test_files_cannot_be_made(site: Site) -> None:
+    """New space would have to be zeroed, and only the kernel reaches it."""
+    with pytest.raises(OSError) as error:  # noqa: PT011 - which errno it is, is checked
+        site.twin.kernel.create(site.twin.kernel.root(), b"new")
+    assert error.value.errno == errno.EOPNOTSUPP
+
+
+def test_client(tree: Tree) -> None:
+    site = Site(tree, Dialect.PULL, host=trees.OTHER_DEVICE)
+    kernel = site.twin.mount()
+    assert [file.flags & os.O_ACCMODE for file in kernel.private] == [os.O_RDONLY] * 2
+    with pytest.raises(OSError, match="Read-only"):
+        kernel.mkdir(kernel.root(), b"made")
+    assert site.twin.end() == 0
+
+
+def test_every_open_is_asked_for(tree: Tree) -> None:
+    site = Site(tree, Dialect.PULL, "no_open=off")
+    kernel = site.twin.mount()
+    assert not kernel.no_open
+    kernel.close_file(kernel.open(kernel.resolve(b"sd/odd")))
+    kernel.close_file(kernel.open(kernel.resolve(b"sd/odd")))
+    assert not kernel.no_open
+    assert site.opcodes().count(Op.OPEN) == 4
+    assert site.twin.end() == 0
+
+
+def test_kernel_without_famfs(tree: Tree) -> None:
+    twin = Twin(tree.image, None, host=tree.host, famfs_mode=True)
+    with pytest.raises(Refused, match=r"which only a famfs kernel can use: the kernel.* does not offer FUSE_DAX_FMAP"):
+        twin.mount()
+    assert twin.end() == 0
+
+
+def test_maps_that_are_turned_off(tree: Tree) -> None:
+    twin = Twin(tree.image, Dialect.PULL, words=("fmap=never",), host=tree.host, famfs_mode=True)
+    with pytest.raises(Refused, match=r"which only a famfs kernel can use: extent maps are turned off"):
+        twin.mount()
+    assert twin.end() == 0
+
+
+@pytest.mark.parametrize(("at", "words"), [(0, "superblock"), (layout.LOG_OFFSET, "log")])
+def test_damaged_media_fail_the_mount(at: int, words: str, tree: Tree) -> None:
+    with tree.image.open("r+b") as image:
+        image.seek(at)
+        image.write(b"\xff" * 64)
+    site = Site(tree, Dialect.PULL)
+    with pytest.raises(Refused, match=words):
+        site.twin.mount()
+    assert site.twin.end() == 0
+
+
+def test_device_that_is_shorter_than_its_log(tree: Tree) -> None:
+    os.truncate(tree.image, 4 << 20)
+    site = Site(tree, Dialect.PULL)
+    with pytest.raises(Refused, match="the log ends beyond the device"):
+        site.twin.mount()
+    assert site.twin.end() == 0
+
+
+def test_device_that_the_kernel_cannot_have(tree: Tree) -> None:
+    """Pull: the opens work, and the first byte is EIO; that is the end of the mount."""
+    site = Site(tree, Dialect.PULL)
+    site.twin.devices[0].held = True
+    with pytest.raises(Refused, match=r"cannot open \.meta/\.superblock through the new mount: Input/output error"):
+        site.twin.mount()
+    assert site.twin.end() == 0
