@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from struct import Struct
 from typing import Protocol
 from uuid import UUID
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 OPEN_SECONDS = 60.0
 """How long opening superblock and log may take."""
 
+_MOUNTINFO = Path("/proc/self/mountinfo")
 _LENGTH = Struct("<Q")
 _SERVER_FAILED = "the process that served superblock and log has failed; see the log"
 _ASKER_FAILED = "the process that opens superblock and log has died; see the log"
@@ -316,15 +318,18 @@ def _send_length(pipe: int, length: int) -> None:
 
 
 class MountWatch:
-    """Tells when no path of this mount namespace leads to a mount any more; worth asking when a descriptor of it can be
-    read."""
+    """Tells when no path of this mount namespace leads to a mount any more.
+
+    To be asked when a descriptor of it can be read, which comes at once as a rule, and from time to time.
+    """
 
     def __init__(self, device_number: int) -> None:
         self._device_number = device_number
-        self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        # An epoll of its own: mountinfo is always readable, and what tells of changes is POLLPRI.
+        self._mounts = os.open(_MOUNTINFO, os.O_RDONLY | os.O_CLOEXEC)
+        # An epoll of its own: mountinfo is always readable, and what tells of changes is POLLPRI, once for each.
         self._poll = select.epoll()
         self._poll.register(self._mounts, select.EPOLLPRI)
+        self._seen = b""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -332,9 +337,15 @@ class MountWatch:
         return (self._poll.fileno(),)
 
     def gone(self) -> bool:
-        """Whether the mount is nowhere to be seen."""
+        """Whether the mount is nowhere to be seen. Cheap where no mount has changed."""
         self._poll.poll(0)
-        return all(record.device != self._device_number for record in parse_mountinfo())
+        mounts = _MOUNTINFO.read_bytes()
+        if mounts == self._seen:
+            return False
+        if all(record.device != self._device_number for record in parse_mountinfo(_MOUNTINFO)):
+            return True
+        self._seen = mounts
+        return False
 
     def close(self) -> None:
         """End the watch."""

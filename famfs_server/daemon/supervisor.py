@@ -246,12 +246,10 @@ class Supervisor:
         deaths = Deaths(record)
         pulse = Pulse(session)
         watch = MountWatch(device_number) if self._meta else None
-        changed = True
         while True:
-            if watch and changed and watch.gone():
+            if watch and watch.gone():
                 self._let_go()
             happened = self._processes.wait(*(watch.descriptors if watch else ()), timeout=PULSE_SECONDS)
-            changed = bool(happened.readable)
             if served in happened.ended:
                 status = happened.ended[served]
                 # Without the mount's own files nobody can take over.
