@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`famfs cp`: copy files and directories into a file system, in batches, and never call a gap a success."""
+"""`famfs cp`: copy files and directories into a file system, in batches, and never call a gap a success.
+
+A new file is logged when all of its data are in memory, so that a copy that is interrupted, wherever it is, leaves
+whole files and no others; the same command then completes it.
+"""
 
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import click
 
@@ -20,27 +26,46 @@ from famfs_server.cli.attributes import (
 )
 from famfs_server.cli.mkdir import make_directory
 from famfs_server.cli.progress import progress
+from famfs_server.cli.source import PIECE, Source, SourceError, gathered
 from famfs_server.cli.target import Place, Targets, daxdev_option
 from famfs_server.cli.values import umask
-from famfs_server.daemon.control_client import FileRequest, Striping
-from famfs_server.errors import ExistsError, FamfsError, NoSuchPathError, NotADirectoryPathError, UsageError
+from famfs_server.daemon.control_client import ControlError, FileRequest, Striping
+from famfs_server.errors import (
+    ExistsError,
+    FamfsError,
+    LogFullError,
+    NoSpaceError,
+    NoSuchPathError,
+    NotADirectoryPathError,
+    PathError,
+    UsageError,
+)
 
-_PIECE = 8 << 20
 _BATCH = 1000
-"""Files that are created together, then filled: what an interruption leaves without data is at most so many."""
+"""Files that are made together, at most."""
+_BATCH_BYTES = 64 << 20
+"""Bytes from which on files are not made together with others any more."""
+_MOST_LINES = 20
+"""Failures that are named: a full device fails all the rest."""
+_TRIES = 5
+_TRY_SECONDS = 0.3
+"""How long a daemon whose connection has broken is given before it is asked again: another worker may take over."""
+
+
+Failure = FamfsError | OSError | None
+"""What stood in the way of a file."""
 
 
 class CopyError(FamfsError):
-    """A file could not be copied whole."""
+    """A copy is not equal to its source."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A file to be copied: from where, to where, how large it was when it was found, and its new mode."""
+    """A file to be copied: from where, to where, and its new mode."""
 
-    source: str
+    source: Source
     place: Place
-    size: int
     mode: int
 
 
@@ -54,6 +79,7 @@ class Settings:
     threads: int
     recursive: bool
     compare: bool
+    log_first: bool
     verify: bool
     verbose: int
 
@@ -61,6 +87,7 @@ class Settings:
 @program.tool("cp")
 @click.option("-r", "--recursive", is_flag=True, help="Copy what is in directories too.")
 @click.option("-c", "--compare", is_flag=True, help="Copy nothing, compare instead.")
+@click.option("--log-first", is_flag=True, help="Let files appear before their data are copied, filled with zeroes.")
 @click.option("--verify", is_flag=True, help="Read everything back and compare.")
 @ownership_options
 @striping_options
@@ -73,6 +100,7 @@ def command(
     paths: tuple[str, ...],
     recursive: bool,
     compare: bool,
+    log_first: bool,
     verify: bool,
     mode: int | None,
     uid: int | None,
@@ -86,9 +114,10 @@ def command(
 ) -> int:
     """Copy SRC to DEST in a famfs file system.
 
-    A file that exists is overwritten in place if its size is the same, so that an interrupted copy can be repeated;
-    with another size it is an error. Empty files, links and special files cannot be stored: they are named and
-    skipped, and the exit status is 1. With -r a directory's contents go into DEST if that exists.
+    New files appear whole, with all of their data. A file that exists is overwritten in place if its size is the same,
+    so that an interrupted copy can be repeated; with another size it is an error. Empty files, links and special files
+    cannot be stored: they are named and skipped, and the exit status is 1. With -r a directory's contents go into DEST
+    if that exists.
     """
     if len(paths) < 2:
         raise UsageError("cp needs at least one source and a destination")
@@ -99,6 +128,7 @@ def command(
         threadct,
         recursive,
         compare,
+        log_first,
         verify,
         verbose,
     )
@@ -134,7 +164,7 @@ def _destination(targets: Targets, name: str, sources: list[str], *, recursive: 
 
 
 class Copy:
-    """One run of cp: collects files, makes them in batches, and fills each batch before the next is made."""
+    """One run of cp: collects files, and makes them in batches."""
 
     def __init__(self, settings: Settings, destination: Place) -> None:
         self._settings = settings
@@ -159,9 +189,31 @@ class Copy:
 
     def finish(self) -> None:
         """Copy what has been collected. Raises the error of the first file that failed, after all others have run."""
-        for start in range(0, len(self._jobs), _BATCH):
-            self._run(self._jobs[start : start + _BATCH])
+        title = "comparing" if self._settings.compare else "copying"
+        failures: dict[str, FamfsError | OSError] = {}
+        with (
+            progress(title, sum(job.source.size for job in self._jobs)) as advance,
+            ThreadPoolExecutor(max(self._settings.threads, 1)) as pool,
+        ):
+            try:
+                work = [(batch, pool.submit(self._run, batch, advance)) for batch in _batches(self._jobs)]
+                for batch, future in work:
+                    for job, failure in zip(batch, future.result(), strict=True):
+                        if failure is not None:
+                            failures.setdefault(_line(failure), failure)
+                        elif self._settings.verbose:
+                            click.echo(f"{job.source.name} -> {job.place.name}")
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         self._jobs.clear()
+        more = list(failures)[1:]
+        for line in more[:_MOST_LINES]:
+            program.warn(line)
+        if more[_MOST_LINES:]:
+            program.warn(f"{len(more) - _MOST_LINES} more files failed")
+        for failure in failures.values():
+            raise failure
 
     def _skip(self, source: str, why: str) -> None:
         program.warn(f"{source}: {why}; skipped")
@@ -193,65 +245,90 @@ class Copy:
             self._skip(source, "is empty, and famfs stores no empty files")
             return
         mode = stat.S_IMODE(found.st_mode) & 0o777 if self._settings.mode is None else self._settings.mode
-        self._jobs.append(Job(source, place, found.st_size, mode))
+        self._jobs.append(Job(Source(source, found.st_size), place, mode))
 
-    def _run(self, jobs: list[Job]) -> None:
-        missing, ready = [], []
-        failure: FamfsError | None = None
+    def _run(self, jobs: Sequence[Job], advance: Callable[[int], None]) -> list[Failure]:
+        """Copy or compare a batch; for each of its files, what stood in its way."""
+        outcome: list[Failure] = [None] * len(jobs)
+        if not self._settings.compare:
+            outcome = self._copy(jobs, advance, _TRIES)
+        if self._settings.compare or self._settings.verify:
+            return [failure or _attempt(partial(_compare, job)) for job, failure in zip(jobs, outcome, strict=True)]
+        return outcome
+
+    def _copy(self, jobs: Sequence[Job], advance: Callable[[int], None], tries: int) -> list[Failure]:
+        outcome: dict[Job, Failure] = {}
+        missing: list[Job] = []
         for job in jobs:
-            existing = job.place.status()
+            try:
+                existing = job.place.status()
+            except (FamfsError, OSError) as error:
+                outcome[job] = error
+                continue
             if existing is None:
                 missing.append(job)
-            elif existing.is_file and existing.size == job.size:
-                ready.append(job)
+            elif existing.is_file and existing.size == job.source.size:
+                outcome[job] = _attempt(partial(_overwrite, job, advance))
             else:
-                cause = f"exists with {existing.size} bytes instead of {job.size}; sizes never change"
-                failure = ExistsError(f"{job.place.name}: {cause if existing.is_file else 'exists and is no file'}")
-                break
-        if missing and self._settings.compare:
-            raise NoSuchPathError(f"{missing[0].place.name}: does not exist")
-        owner = self._settings.owner
-        requests = [
-            FileRequest(job.place.path, job.size, job.mode, owner.uid, owner.gid, self._settings.striping)
-            for job in missing
+                cause = f"exists with {existing.size} bytes instead of {job.source.size}; sizes never change"
+                outcome[job] = ExistsError(
+                    f"{job.place.name}: {cause if existing.is_file else 'exists and is no file'}"
+                )
+        if missing:
+            make = self._make_empty if self._settings.log_first else self._make
+            outcome.update(zip(missing, make(missing, advance, tries), strict=True))
+        return [outcome[job] for job in jobs]
+
+    def _requests(self, jobs: Sequence[Job]) -> list[FileRequest]:
+        owner, striping = self._settings.owner, self._settings.striping
+        return [FileRequest(job.place.path, job.source.size, job.mode, owner.uid, owner.gid, striping) for job in jobs]
+
+    def _make(self, jobs: Sequence[Job], advance: Callable[[int], None], tries: int) -> list[Failure]:
+        """Make files with their data, together if that is possible."""
+
+        def data() -> Iterator[memoryview]:
+            for piece in gathered([job.source for job in jobs]):
+                yield piece
+                advance(len(piece))
+
+        try:
+            self._destination.target.put(self._requests(jobs), data())
+        except ControlError as error:
+            # Perhaps a worker of the daemon has died, and another one takes over; it may have made the files before.
+            if not tries:
+                return [error] * len(jobs)
+            time.sleep(_TRY_SECONDS)
+            return self._copy(jobs, advance, tries - 1)
+        except (PathError, NoSpaceError, LogFullError, SourceError) as error:
+            if len(jobs) > 1:
+                # One file can be the cause, and must not keep the others from being made.
+                return [failure for job in jobs for failure in self._make([job], advance, tries)]
+            return [error if isinstance(error, SourceError) else _named(jobs[0], error)]
+        except (FamfsError, OSError) as error:
+            return [error] * len(jobs)
+        return [None] * len(jobs)
+
+    def _make_empty(self, jobs: Sequence[Job], advance: Callable[[int], None], tries: int) -> list[Failure]:
+        """Make files that are all zeroes, then fill them."""
+        made = create_each(self._destination.target, self._requests(jobs))
+        return [
+            _attempt(partial(_overwrite, job, advance)) if error is None else _named(job, error)
+            for job, error in zip(jobs, made, strict=True)
         ]
-        # What has been made is filled even where something else failed: no file stays behind without its data.
-        for job, error in zip(missing, create_each(self._destination.target, requests), strict=True):
-            if error is None:
-                ready.append(job)
-            else:
-                failure = failure or type(error)(f"{job.place.name}: {error}")
-        self._move(ready)
-        if failure is not None:
-            raise failure
 
-    def _move(self, jobs: list[Job]) -> None:
-        title = "comparing" if self._settings.compare else "copying"
-        failure: FamfsError | OSError | None = None
-        with (
-            progress(title, sum(job.size for job in jobs)) as advance,
-            ThreadPoolExecutor(max(self._settings.threads, 1)) as pool,
-        ):
 
-            def work(job: Job) -> None:
-                if not self._settings.compare:
-                    for done in _copy_data(job):
-                        advance(done)
-                if self._settings.compare or self._settings.verify:
-                    _compare_data(job)
-
-            for job, future in [(job, pool.submit(work, job)) for job in jobs]:
-                try:
-                    future.result()
-                except (FamfsError, OSError) as error:
-                    if failure is not None:
-                        program.warn(program.describe(error) if isinstance(error, OSError) else str(error))
-                    failure = failure or error
-                else:
-                    if self._settings.verbose:
-                        click.echo(f"{job.source} -> {job.place.name}")
-        if failure is not None:
-            raise failure
+def _batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    """Files that are made together: many small ones, or a single large one."""
+    batch: list[Job] = []
+    size = 0
+    for job in jobs:
+        if batch and (len(batch) == _BATCH or size + job.source.size > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(job)
+        size += job.source.size
+    if batch:
+        yield batch
 
 
 def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
@@ -259,44 +336,52 @@ def _entries(directory: str) -> Iterator[os.DirEntry[str]]:
         yield from sorted(entries, key=lambda entry: entry.name)
 
 
-def _copy_data(job: Job) -> Iterator[int]:
-    """Copy a file's bytes; yields how many at a time. Raises CopyError unless all of them came."""
-    source = os.open(job.source, os.O_RDONLY | os.O_CLOEXEC)
+def _line(failure: FamfsError | OSError) -> str:
+    return program.describe(failure) if isinstance(failure, OSError) else str(failure)
+
+
+def _named(job: Job, error: FamfsError) -> FamfsError:
+    """The daemon's refusal of one file, with the name that the user called it."""
+    return type(error)(f"{job.place.name}: {error}")
+
+
+def _attempt(act: Callable[[], None]) -> Failure:
     try:
-        opened = job.place.target.open(job.place.path, writable=True)
-        try:
-            buffer = bytearray(min(_PIECE, job.size))
-            view = memoryview(buffer)
-            offset = 0
-            while offset < job.size:
-                done = os.preadv(source, [view[: min(_PIECE, job.size - offset)]], offset)
-                if done == 0:
-                    raise CopyError(
-                        f"{job.source}: has become shorter while it was copied; {job.place.name} is incomplete"
-                    )
-                opened.write(offset, view[:done])
-                offset += done
-                yield done
-            if os.pread(source, 1, offset):
-                raise CopyError(f"{job.source}: has grown while it was copied; {job.place.name} is incomplete")
-            opened.flush()
-        finally:
-            opened.close()
+        act()
+    except (FamfsError, OSError) as error:
+        return error
+    return None
+
+
+def _overwrite(job: Job, advance: Callable[[int], None]) -> None:
+    """Copy a file's bytes into one that exists. Raises SourceError unless all of them came."""
+    opened = job.place.target.open(job.place.path, writable=True)
+    try:
+        offset = 0
+        for piece in job.source.pieces(memoryview(bytearray(min(PIECE, job.source.size)))):
+            opened.write(offset, piece)
+            offset += len(piece)
+            advance(len(piece))
+        opened.flush()
+    except SourceError as error:
+        raise SourceError(f"{error}; {job.place.name} is incomplete") from error
     finally:
-        os.close(source)
+        opened.close()
 
 
-def _compare_data(job: Job) -> None:
+def _compare(job: Job) -> None:
     """Raises CopyError for a copy that is not equal to its source."""
-    source = os.open(job.source, os.O_RDONLY | os.O_CLOEXEC)
+    found = job.place.status()
+    if found is None:
+        raise NoSuchPathError(f"{job.place.name}: does not exist")
+    if not found.is_file or found.size != job.source.size:
+        raise CopyError(f"{job.place.name}: is no file of {job.source.size} bytes, as {job.source.name} is")
+    opened = job.place.target.open(job.place.path)
     try:
-        opened = job.place.target.open(job.place.path)
-        try:
-            for offset in range(0, job.size, _PIECE):
-                length = min(_PIECE, job.size - offset)
-                if os.pread(source, length, offset) != opened.read(offset, length):
-                    raise CopyError(f"{job.place.name}: differs from {job.source} behind offset {offset}")
-        finally:
-            opened.close()
+        offset = 0
+        for piece in job.source.pieces(memoryview(bytearray(min(PIECE, job.source.size)))):
+            if opened.read(offset, len(piece)) != piece:
+                raise CopyError(f"{job.place.name}: differs from {job.source.name} behind offset {offset}")
+            offset += len(piece)
     finally:
-        os.close(source)
+        opened.close()

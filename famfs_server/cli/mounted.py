@@ -5,7 +5,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,9 @@ class MountedTarget(Target):
 
     def create(self, files: Sequence[FileRequest]) -> None:
         self._control.create(files)
+
+    def put(self, files: Sequence[FileRequest], data: Iterable[memoryview]) -> None:
+        self._control.put(files, data)
 
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> None:
         self._control.mkdir(path, mode, uid, gid)

@@ -7,7 +7,7 @@ A command asks `Targets` for the place that a path names and never learns which 
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -69,6 +69,11 @@ class Target(ABC):
     @abstractmethod
     def create(self, files: Sequence[FileRequest]) -> None:
         """Make `files`: all of them, or none."""
+
+    @abstractmethod
+    def put(self, files: Sequence[FileRequest], data: Iterable[memoryview]) -> None:
+        """Make `files` with their data: all of them, or none. `data` are their bytes, one file after the other, in
+        pieces of any size. Nobody sees a file before all of them are in memory."""
 
     @abstractmethod
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> None:

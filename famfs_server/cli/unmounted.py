@@ -3,7 +3,7 @@
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from famfs_server.cli.target import Status, Target, this_host
 from famfs_server.daemon.control_client import FileRequest
@@ -72,21 +72,20 @@ class DeviceTarget(Target):
         return Status(is_directory, not is_directory, tree.size[nodeid], tree.mode[nodeid] & 0o7777)
 
     def create(self, files: Sequence[FileRequest]) -> None:
-        self._volume.create_many(
-            [
-                NewFile(
-                    new.path,
-                    new.size,
-                    new.mode,
-                    new.uid,
-                    new.gid,
-                    Interleave(new.striping.buckets, new.striping.strips, new.striping.chunk_size)
-                    if new.striping
-                    else None,
-                )
-                for new in files
-            ]
-        )
+        self._volume.create_many([_new_file(new) for new in files])
+
+    def put(self, files: Sequence[FileRequest], data: Iterable[memoryview]) -> None:
+        with self._volume.reserve([_new_file(new) for new in files]) as reservation:
+            number = offset = 0
+            for piece in data:
+                while piece:
+                    done = min(len(piece), files[number].size - offset)
+                    reservation.write(number, offset, piece[:done])
+                    piece, offset = piece[done:], offset + done
+                    if offset == files[number].size:
+                        number, offset = number + 1, 0
+            reservation.filled()
+            reservation.log()
 
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> None:
         self._volume.mkdir(path, mode, uid, gid)
@@ -118,6 +117,12 @@ class DeviceTarget(Target):
         if self._memory is not None:
             self._memory.close()
         self._device.close()
+
+
+def _new_file(new: FileRequest) -> NewFile:
+    striping = new.striping
+    interleave = Interleave(striping.buckets, striping.strips, striping.chunk_size) if striping else None
+    return NewFile(new.path, new.size, new.mode, new.uid, new.gid, interleave)
 
 
 class DeviceFile:

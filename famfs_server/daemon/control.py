@@ -12,9 +12,9 @@ import logging
 import os
 import socket
 import struct
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -22,7 +22,17 @@ from urllib.parse import parse_qsl
 import h11
 import trio
 
+from famfs_server.daemon import upload
 from famfs_server.daemon.control_client import SOCKET_NAME
+from famfs_server.daemon.control_requests import (
+    HttpError,
+    id_of,
+    mode_of,
+    new_file,
+    no_more,
+    parse_object,
+    path_of,
+)
 from famfs_server.daemon.options import SYSLOG_LEVELS, syslog_level
 from famfs_server.daemon.watch import Watcher, lines
 from famfs_server.errors import (
@@ -37,14 +47,11 @@ from famfs_server.errors import (
     RoleError,
     UsageError,
 )
-from famfs_server.volume.space import Interleave
-from famfs_server.volume.volume import NewFile, Volume
+from famfs_server.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
 _PEERCRED = struct.Struct("3i")
-_LARGEST_SIZE = (1 << 63) - 1
-_LARGEST_ID = (1 << 32) - 2
 _WATCH_SECONDS = 0.05
 """How often a watcher looks whether there is something to tell. It reads a few words of memory."""
 
@@ -68,7 +75,7 @@ class Limits:
     header: int = 16 << 10
     body: int = 16 << 20
     seconds: float = 30.0
-    """For sending a request whole, and again for taking the answer."""
+    """For sending a request whole (of the data of files: for each piece), and again for taking the answer."""
     connections: int = 64
     watchers: int = 16
     """Of the connections, at most so many for watching."""
@@ -84,22 +91,19 @@ class Reply:
     allow: str = ""
 
 
-class HttpError(Exception):
-    """A request that ends with an HTTP status before any of its work has begun."""
-
-    def __init__(self, status: int, line: str, *, number: int = 22, allow: str = "") -> None:
-        super().__init__(line)
-        self.status = status
-        self.number = number
-        self.allow = allow
-
-
 @dataclass(frozen=True, slots=True)
 class _Route:
     """What a method of a path does; a `restricted` one needs more than being able to connect."""
 
     handle: Callable[["ControlServer", bytes], Reply]
     restricted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """A path whose requests have no limit: the data of files (`upload.receive`)."""
+
+    restricted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,38 +158,59 @@ class ControlServer:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.header)
         while True:
             reply: Reply | None = None
-            watcher: Watcher | None = None
+            act: Callable[[], Awaitable[Reply | None]] | None = None
             with trio.move_on_after(self._limits.seconds):
                 try:
-                    if self._connections > self._limits.connections:
-                        raise HttpError(503, "too many clients at once; try again", number=11)
-                    request = await _next_request(stream, connection)
-                    if request is None:
+                    act = await self._hear(stream, connection, uid)
+                    if act is None:
                         return
-                    self._check_head(request)
-                    route = self._route(request, uid)
-                    body = await self._body(stream, connection, request)
-                    watcher = route.begin(self, _query(request)) if isinstance(route, _Feed) else None
                 except HttpError as error:
                     reply = _failure(error.status, error.number, str(error), allow=error.allow)
                 except h11.RemoteProtocolError as error:
                     reply = _failure(error.error_status_hint, 22, f"not an HTTP request: {error}")
-                except UsageError as error:
-                    reply = _failure(400, error.errno, str(error), kind=type(error).__name__)
-                else:
-                    if isinstance(route, _Route):
-                        # Not given up half way: trio waits for a thread, also beyond the time limit.
-                        reply = await trio.to_thread.run_sync(self._answer, route, body)
-            if reply is None and watcher is not None:
-                await self._feed(stream, connection, watcher)
-                return
-            if reply is None:
+                except FamfsError as error:
+                    reply = _refusal(error)
+            if act is not None:
+                reply = await act()
+                if reply is None:
+                    return
+            elif reply is None:
                 reply = _failure(408, 110, f"the request did not arrive within {self._limits.seconds:.0f} seconds")
             with trio.move_on_after(self._limits.seconds):
                 await _send(stream, connection, reply)
             if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
                 return
             connection.start_next_cycle()
+
+    async def _hear(
+        self, stream: trio.SocketStream, connection: h11.Connection, uid: int
+    ) -> Callable[[], Awaitable[Reply | None]] | None:
+        """The next request, and what is to be done about it, which may take its time; it gives nothing if it has
+        answered itself. Nothing when the client has hung up."""
+        if self._connections > self._limits.connections:
+            raise HttpError(503, "too many clients at once; try again", number=11)
+        request = await _next_request(stream, connection)
+        if request is None:
+            return None
+        self._check_head(request)
+        route = self._route(request, uid)
+        if isinstance(route, _Upload):
+            return partial(self._upload, stream, connection, request)
+        body = await self._body(stream, connection, request)
+        if isinstance(route, _Feed):
+            return partial(self._feed, stream, connection, route.begin(self, _query(request)))
+        # Not given up half way: trio waits for a thread.
+        return partial(trio.to_thread.run_sync, self._answer, route, body)
+
+    async def _upload(self, stream: trio.SocketStream, connection: h11.Connection, request: h11.Request) -> Reply:
+        """PUT /files: new files with their data; all of them, or none."""
+        try:
+            body = upload.Body(stream, connection, request, self._limits.seconds)
+            return _json({"nodeids": await upload.receive(body, self._volume, self._limits.body)})
+        except HttpError as error:
+            return _failure(error.status, error.number, str(error))
+        except FamfsError as error:
+            return _refusal(error)
 
     async def _feed(self, stream: trio.SocketStream, connection: h11.Connection, watcher: Watcher) -> None:
         """Answer with all that a watcher has to tell, until it ends or the client leaves."""
@@ -239,7 +264,7 @@ class ControlServer:
         if size > self._limits.header:
             raise HttpError(431, f"the head of a request has at most {self._limits.header} bytes", number=7)
 
-    def _route(self, request: h11.Request, uid: int) -> _Route | _Feed:
+    def _route(self, request: h11.Request, uid: int) -> _Route | _Feed | _Upload:
         path = request.target.decode("ascii", "replace").partition("?")[0]
         method = request.method.decode("ascii", "replace")
         methods = ROUTES.get(path)
@@ -260,8 +285,7 @@ class ControlServer:
         except HttpError as error:
             return _failure(error.status, error.number, str(error))
         except FamfsError as error:
-            status = next((status for kind, status in _HTTP_STATUS if isinstance(error, kind)), 500)
-            return _failure(status, error.errno, str(error), kind=type(error).__name__)
+            return _refusal(error)
         except Exception as error:
             log.exception("a control request fails")
             return _failure(500, 5, f"{type(error).__name__}: {error}")
@@ -270,18 +294,18 @@ class ControlServer:
 
     def create(self, body: bytes) -> Reply:
         """POST /create: all of the files, or none."""
-        request = _object(body)
+        request = parse_object(body)
         rows = request.pop("files", None)
-        _no_more(request)
+        no_more(request)
         if not isinstance(rows, list):
             raise HttpError(400, "files must be a list")
-        return _json({"nodeids": self._volume.create_many([_new_file(row) for row in rows]) if rows else []})
+        return _json({"nodeids": self._volume.create_many([new_file(row) for row in rows]) if rows else []})
 
     def mkdir(self, body: bytes) -> Reply:
         """POST /mkdir."""
-        row = _object(body)
-        path, mode, uid, gid = _path(row), _mode(row), _id(row, "uid"), _id(row, "gid")
-        _no_more(row)
+        row = parse_object(body)
+        path, mode, uid, gid = path_of(row), mode_of(row), id_of(row, "uid"), id_of(row, "gid")
+        no_more(row)
         return _json({"nodeid": self._volume.mkdir(path, mode, uid, gid)})
 
     def status(self, body: bytes) -> Reply:
@@ -339,8 +363,9 @@ class ControlServer:
         return Watcher(self._volume, None if start is None else int(start))
 
 
-ROUTES: dict[str, dict[str, _Route | _Feed]] = {
+ROUTES: dict[str, dict[str, _Route | _Feed | _Upload]] = {
     "/create": {"POST": _Route(ControlServer.create, restricted=True)},
+    "/files": {"PUT": _Upload()},
     "/mkdir": {"POST": _Route(ControlServer.mkdir, restricted=True)},
     "/status": {"GET": _Route(ControlServer.status)},
     "/pid": {"GET": _Route(ControlServer.pid)},
@@ -438,67 +463,13 @@ def _text(text: str) -> Reply:
     return Reply(200, text.encode("utf-8", "surrogateescape"), "text/plain; charset=utf-8")
 
 
+def _refusal(error: FamfsError) -> Reply:
+    status = next((status for kind, status in _HTTP_STATUS if isinstance(error, kind)), 500)
+    return _failure(status, error.errno, str(error), kind=type(error).__name__)
+
+
 def _failure(status: int, number: int, line: str, *, kind: str = "", allow: str = "") -> Reply:
     answer = {"errno": number, "error": " ".join(line.split())}
     if kind:
         answer["kind"] = kind
     return Reply(status, json.dumps(answer).encode() + b"\n", allow=allow)
-
-
-# -- checking what a client has sent ------------------------------------------------------------
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise HttpError(400, f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise HttpError(400, "the body is not a JSON object")
-    return value
-
-
-def _no_more(row: dict[str, Any]) -> None:
-    if row:
-        raise HttpError(400, f"unknown member {sorted(row)[0][:50]!r}")
-
-
-def _number(row: dict[str, Any], key: str, smallest: int, largest: int) -> int:
-    value = row.pop(key, None)
-    if type(value) is not int or not smallest <= value <= largest:
-        raise HttpError(400, f"{key} must be a whole number of {smallest} to {largest}")
-    return value
-
-
-def _path(row: dict[str, Any]) -> bytes:
-    value = row.pop("path", None)
-    if not isinstance(value, str) or not value:
-        raise HttpError(400, "path must be a string that is not empty")
-    try:
-        return value.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raise HttpError(400, "path has characters that stand for no byte") from None
-
-
-def _mode(row: dict[str, Any]) -> int:
-    return _number(row, "mode", 0, 0o7777)
-
-
-def _id(row: dict[str, Any], key: str) -> int:
-    return _number(row, key, 0, _LARGEST_ID)
-
-
-def _new_file(row: Any) -> NewFile:
-    if not isinstance(row, dict):
-        raise HttpError(400, "each file must be an object")
-    path, size = _path(row), _number(row, "size", 1, _LARGEST_SIZE)
-    mode, uid, gid = _mode(row), _id(row, "uid"), _id(row, "gid")
-    striping = row.pop("interleave", None)
-    _no_more(row)
-    if striping is None:
-        return NewFile(path, size, mode, uid, gid)
-    if not isinstance(striping, dict):
-        raise HttpError(400, "interleave must be an object")
-    interleave = Interleave(*(_number(striping, key, 0, sys.maxsize) for key in ("buckets", "strips", "chunk_size")))
-    _no_more(striping)
-    return NewFile(path, size, mode, uid, gid, interleave)

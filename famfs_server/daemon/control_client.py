@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,18 +90,18 @@ class ControlClient:
 
     def create(self, files: Sequence[FileRequest]) -> list[int]:
         """Make `files`, all of them or none; their nodeids. At most CREATE_LIMIT of them."""
-        rows = [
-            {
-                "path": _text(new.path),
-                "size": new.size,
-                "mode": new.mode,
-                "uid": new.uid,
-                "gid": new.gid,
-                "interleave": asdict(new.striping) if new.striping else None,
-            }
-            for new in files
-        ]
-        return [int(nodeid) for nodeid in self._call("POST", "/create", {"files": rows})["nodeids"]]
+        return [int(nodeid) for nodeid in self._call("POST", "/create", _described(files))["nodeids"]]
+
+    def put(self, files: Sequence[FileRequest], data: Iterable[memoryview]) -> list[int]:
+        """Make `files` with their data, all of them or none; their nodeids. At most CREATE_LIMIT of them.
+
+        `data` are the bytes of all files, one after the other, in pieces of any size. Nobody sees a file before all of
+        them are in memory; what `data` raises leaves nothing behind.
+        """
+        head = json.dumps(_described(files)).encode() + b"\n"
+        upload = _Upload(head, sum(new.size for new in files), data)
+        answer = _object(b"".join(self._exchange("PUT", "/files", upload)), "/files")
+        return [int(nodeid) for nodeid in answer["nodeids"]]
 
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> int:
         """Make a directory; its nodeid."""
@@ -117,13 +117,7 @@ class ControlClient:
         return int(self.request("GET", "/pid"))
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        try:
-            answer = json.loads(self.request(method, path, b"" if body is None else json.dumps(body).encode()))
-        except ValueError as error:
-            raise ControlError(f"the daemon's answer to {path} makes no sense: {error}") from error
-        if not isinstance(answer, dict):
-            raise ControlError(f"the daemon's answer to {path} is not an object")
-        return answer
+        return _object(self.request(method, path, b"" if body is None else json.dumps(body).encode()), path)
 
     def request(self, method: str, path: str, body: bytes = b"") -> bytes:
         """The body of the daemon's answer. Raises the daemon's own error, or ControlError."""
@@ -147,7 +141,7 @@ class ControlClient:
                 except ValueError as error:
                     raise ControlError(f"what the daemon tells watchers makes no sense: {error}") from error
 
-    def _exchange(self, method: str, path: str, body: bytes, *, patient: bool = False) -> Iterator[bytes]:
+    def _exchange(self, method: str, path: str, body: "bytes | _Upload", *, patient: bool = False) -> Iterator[bytes]:
         """One request, and the body of its answer piece by piece; a `patient` caller waits for them for ever."""
         try:
             with self._connect() as connection:
@@ -205,25 +199,71 @@ def decode_error(status: int, body: bytes) -> FamfsError:
     return error
 
 
+def _object(answer: bytes, path: str) -> dict[str, Any]:
+    try:
+        value = json.loads(answer)
+    except ValueError as error:
+        raise ControlError(f"the daemon's answer to {path} makes no sense: {error}") from error
+    if not isinstance(value, dict):
+        raise ControlError(f"the daemon's answer to {path} is not an object")
+    return value
+
+
+def _described(files: Sequence[FileRequest]) -> dict[str, Any]:
+    return {
+        "files": [
+            {
+                "path": _text(new.path),
+                "size": new.size,
+                "mode": new.mode,
+                "uid": new.uid,
+                "gid": new.gid,
+                "interleave": asdict(new.striping) if new.striping else None,
+            }
+            for new in files
+        ]
+    }
+
+
 def _text(path: bytes) -> str:
     return path.decode("utf-8", "surrogateescape")
 
 
-def _answer(connection: socket.socket, method: str, path: str, body: bytes) -> Iterator[int | bytes]:
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """A request's body that is not at hand as a whole: a line, `size` bytes in pieces, and a newline."""
+
+    line: bytes
+    size: int
+    data: Iterable[memoryview]
+
+    def __len__(self) -> int:
+        return len(self.line) + self.size + 1
+
+
+def _send(connection: socket.socket, body: bytes | _Upload) -> None:
+    if isinstance(body, bytes):
+        connection.sendall(body)
+        return
+    connection.sendall(body.line)
+    left = body.size
+    for piece in body.data:
+        connection.sendall(piece)
+        left -= len(piece)
+    if left:
+        raise ControlError(f"{left} bytes of the files are missing")
+    connection.sendall(b"\n")
+
+
+def _answer(connection: socket.socket, method: str, path: str, body: bytes | _Upload) -> Iterator[int | bytes]:
     """Send a request; the status of its answer, and then the answer's body piece by piece."""
     protocol = h11.Connection(h11.CLIENT)
     headers = [("Host", "localhost"), ("Connection", "close"), ("Content-Length", str(len(body)))]
-    request = b"".join(
-        protocol.send(event) or b""
-        for event in (
-            h11.Request(method=method, target=path, headers=headers),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        )
-    )
+    head = protocol.send(h11.Request(method=method, target=path, headers=headers)) or b""
     # A daemon that refuses early answers and closes before it has read everything.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        connection.sendall(request)
+        connection.sendall(head)
+        _send(connection, body)
     while True:
         event = protocol.next_event()
         if event is h11.NEED_DATA:

@@ -136,8 +136,9 @@ class Provisional:
         """
         tree = self._tree
         with self._lock:
-            self._volume.require_room(1 + len(self._by_name))
-            if (parent, name) in self._by_name or tree.lookup(parent, name):
+            being_made = self._volume.being_made
+            self._volume.require_room(1 + len(self._by_name) + len(being_made))
+            if (parent, name) in self._by_name or (parent, name) in being_made or tree.lookup(parent, name):
                 raise ExistsError(f"{os.fsdecode(name)} exists already")
             first = nodeid = FIRST_PROVISIONAL + tree.made
             while tree.serial[nodeid % PROVISIONAL_ROWS] and nodeid < first + PROVISIONAL_ROWS:

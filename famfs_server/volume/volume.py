@@ -3,11 +3,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from stat import S_IFDIR, S_IFREG
-from typing import NamedTuple, Protocol
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self
 from uuid import UUID
 
 from famfs_server.errors import (
@@ -127,8 +128,8 @@ class Volume:
         self.foreign_writer = False
         self.progress: Callable[[], None] = lambda: None
         """Called from time to time in work that takes long, to show that it moves."""
-        self._being_made: set[tuple[int, bytes]] = set()
-        """Names (parent, name) of files whose space is being zeroed, before they are logged."""
+        self.being_made: set[tuple[int, bytes]] = set()
+        """Names (parent, name) of files that are reserved: their space is being filled, and they are not logged yet."""
         self.promised: dict[tuple[int, bytes], int] = {}
         """Names (parent, name) that belong to files which are not logged yet, to their provisional nodeids."""
         self.lock = threading.RLock()
@@ -302,6 +303,10 @@ class Volume:
             runs = [
                 (run.device, run.offset, run.length) for run in fmap_arithmetic.runs(tree.fmap(nodeid), offset, length)
             ]
+        return self._in_memory(runs)
+
+    def _in_memory(self, runs: Iterable[tuple[int, int, int]]) -> list[tuple[DeviceMemory, int, int]]:
+        """Where (device, offset, length) are, as (memory, offset, length). Raises DeviceFaultError."""
         ranges = []
         for device, start, count in runs:
             memory = self.memories[device] if device < len(self.memories) else None
@@ -341,15 +346,26 @@ class Volume:
 
     def write_back(self, nodeid: int) -> None:
         """Write a whole file's cache lines back to memory. Nothing to do where others have stored all of its bytes."""
-        if not self.reaches_data:
-            return
-        ranges = self._ranges(nodeid, 0, self.namespace.size[nodeid])
+        if self.reaches_data:
+            self.write_back_ranges(self._ranges(nodeid, 0, self.namespace.size[nodeid]))
+
+    def write_back_ranges(self, ranges: Sequence[tuple[DeviceMemory, int, int]]) -> None:
+        """Write the cache lines of (memory, offset, length) back to memory."""
         for memory, first, count in ranges:
             for start in range(first, first + count, _LONG):
                 memory.write_back(start, min(_LONG, first + count - start))
                 self.progress()
-        for memory, _, _ in ranges:
+        for memory in {id(memory): memory for memory, _, _ in ranges}.values():
             memory.fence()
+
+    def ranges_of(self, fmap: Fmap, offset: int, length: int) -> list[tuple[DeviceMemory, int, int]]:
+        """Where bytes of a file that is not in the namespace are, as (memory, offset, length) in file order.
+
+        Raises DeviceFaultError for a device that is not attached or too small.
+        """
+        return self._in_memory(
+            (run.device, run.offset, run.length) for run in fmap_arithmetic.runs(fmap, offset, length)
+        )
 
     # -- creating (master only) -----------------------------------------------------------------
 
@@ -363,29 +379,37 @@ class Volume:
         Raises RoleError on a client or beside another writer, MediaError when the log is damaged, LogFullError,
         NoSpaceError, and PathError (or a kind of it) for paths that exist or have no parent.
         """
+        with self.reserve(files) as reservation:
+            # Zeroing takes as long as the files are large; nobody else must wait for it.
+            reservation.zero()
+            return reservation.log()
+
+    def reserve(self, files: Sequence[NewFile]) -> "Reservation":
+        """Names and space for `files`, which nobody sees before they are logged. Raises the errors of `create_many`."""
         with self.lock:
-            self._begin_append(len(files) + len(self.promised) + len(self._being_made))
+            self._begin_append(len(files) + len(self.promised) + len(self.being_made))
             places = self._places([new.path for new in files])
             for new in files:
                 if new.size <= 0:
                     raise PathError(f"{new.path.decode(errors='replace')}: a famfs file cannot be empty")
             maps = self.space.allocate_many([(new.size, new.interleave) for new in files])
-            self._being_made.update(places)
-        # Zeroing takes as long as the files are large; nobody else must wait for it.
-        try:
-            for extent in self._fresh(files, maps):
-                self.zero(extent)
-            with self.lock:
-                return self._log_files(files, maps, places)
-        except BaseException:
-            with self.lock:
-                self._free(maps)
-            raise
-        finally:
-            with self.lock:
-                self._being_made.difference_update(places)
+            self.being_made.update(places)
+        return Reservation(self, files, maps, places)
 
-    def _fresh(self, files: Sequence[NewFile], maps: Sequence[Fmap]) -> Iterator[Extent]:
+    def log_reserved(self, reservation: "Reservation") -> list[int]:
+        """Log the files of a reservation; their nodeids."""
+        with self.lock:
+            nodes = self._log_files(reservation.files, reservation.maps, reservation.places)
+            self.being_made.difference_update(reservation.places)
+            return nodes
+
+    def give_up(self, reservation: "Reservation") -> None:
+        """Give names and space of a reservation back."""
+        with self.lock:
+            self._free(reservation.maps)
+            self.being_made.difference_update(reservation.places)
+
+    def fresh(self, files: Sequence[NewFile], maps: Sequence[Fmap]) -> Iterator[Extent]:
         """What must be zeroed of new files' space: what their mappings show, or, where that costs no more, all of it
         in as few pieces as possible."""
         if not self._memory.sparse:
@@ -432,7 +456,7 @@ class Volume:
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> int:
         """Log a new directory; its nodeid. Raises the errors of `create_many`."""
         with self.lock:
-            index = self._begin_append(1 + len(self.promised))
+            index = self._begin_append(1 + len(self.promised) + len(self.being_made))
             place = self._places([path])[0]
             entry = log.build_mkdir(index, path, mode=mode, uid=uid, gid=gid)
             append.run(append.append_steps(index, [entry]), self._memory)
@@ -507,7 +531,7 @@ class Volume:
 
     def _places(self, paths: Sequence[bytes]) -> list[tuple[int, bytes]]:
         """Parent nodeid and name for each of the new paths."""
-        tree, promised, being_made = self.namespace, self.promised, self._being_made
+        tree, promised, being_made = self.namespace, self.promised, self.being_made
         parents: dict[bytes, int] = {}
         seen: set[bytes] = set()
         places = []
@@ -551,3 +575,58 @@ class Volume:
             skipped={fault: len(indexes) for fault, indexes in tree.faults().items()},
             stop=self.stop,
         )
+
+
+class Reservation:
+    """New files that nobody sees: their names are taken, their space is theirs, and the log knows nothing of them.
+
+    Whoever dies with one leaves nothing behind. As a context it is given up at the end, unless it has been logged.
+    """
+
+    def __init__(
+        self, volume: Volume, files: Sequence[NewFile], maps: Sequence[Fmap], places: Sequence[tuple[int, bytes]]
+    ) -> None:
+        """Made by `Volume.reserve`."""
+        self._volume = volume
+        self.files = files
+        self.maps = maps
+        self.places = places
+        self._logged = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._logged:
+            self._volume.give_up(self)
+
+    def zero(self) -> None:
+        """Fill all of the files with zeroes, as far as mappings show them, in memory."""
+        for extent in self._volume.fresh(self.files, self.maps):
+            self._volume.zero(extent)
+
+    def ranges(self, number: int) -> list[tuple[DeviceMemory, int, int]]:
+        """Where the bytes of one of the files belong, as (memory, offset, length) in file order."""
+        return self._volume.ranges_of(self.maps[number], 0, self.files[number].size)
+
+    def write(self, number: int, offset: int, data: memoryview) -> None:
+        """Store bytes of one of the files, within its size."""
+        for memory, start, count in self._volume.ranges_of(self.maps[number], offset, len(data)):
+            memory.write(start, data[:count])
+            data = data[count:]
+
+    def filled(self) -> None:
+        """Every byte of every file has been stored: write all of it back, and zero what follows on the last pages."""
+        volume = self._volume
+        for number, (new, fmap) in enumerate(zip(self.files, self.maps, strict=True)):
+            for extent in fmap_arithmetic.runs(fmap, new.size, whole_pages(new.size) - new.size):
+                volume.zero(extent)
+            volume.write_back_ranges(self.ranges(number))
+
+    def log(self) -> list[int]:
+        """Log the files, so that everybody sees them; their nodeids. Raises the errors of `Volume.create_many`."""
+        nodes = self._volume.log_reserved(self)
+        self._logged = True
+        return nodes

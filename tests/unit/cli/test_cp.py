@@ -3,12 +3,14 @@
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from commands import Device, Outcome, run
 from famfs_server.cli import cp
+from famfs_server.cli.source import Source
 
 
 def copy(device: Device, *arguments: str | Path) -> Outcome:
@@ -178,39 +180,84 @@ def test_what_was_made_before_the_space_ran_out_is_whole(device: Device, tmp_pat
         assert device.read(f"t/{name}") == (root / name).read_bytes()
 
 
+def test_a_thousand_failures_are_few_lines(device: Device, tmp_path: Path) -> None:
+    root = tmp_path / "many"
+    root.mkdir()
+    for number in range(60):
+        (root / f"f{number:02}").write_bytes(b"x")
+    run("famfs", "creat", "--daxdev", device.path, "-s", "4070m", "filler")
+    outcome = copy(device, "-r", root, "t")
+    assert outcome.status == 1
+    lines = outcome.err.splitlines()
+    copied = len(device.tree()) - 2
+    assert 0 < copied < 30
+    assert len(lines) == 22
+    assert lines[20] == f"famfs cp: {60 - copied - 21} more files failed"
+    assert "t/f" in lines[21]
+
+
+@pytest.mark.parametrize("log_first", [False, True])
 @pytest.mark.parametrize("change", [b"", b"short", None])
 def test_a_source_that_changes_meanwhile_is_no_success(
-    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: bytes | None
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: bytes | None, log_first: bool
 ) -> None:
     path = tmp_path / "source"
     path.write_bytes(bytes(10_000))
-    real = cp._copy_data
+    real = Source.pieces
 
-    def changed(job: cp.Job) -> object:
+    def changed(source: Source, buffer: memoryview) -> Iterator[memoryview]:
         path.write_bytes(bytes(20_000) if change is None else change)
-        return real(job)
+        return real(source, buffer)
 
-    monkeypatch.setattr(cp, "_copy_data", changed)
-    outcome = copy(device, path, "copy")
+    monkeypatch.setattr(Source, "pieces", changed)
+    outcome = copy(device, *(["--log-first"] if log_first else []), path, "copy")
     assert outcome.status == 1
-    assert "incomplete" in outcome.error
+    assert "while it was copied" in outcome.error
+    assert ("incomplete" in outcome.error) is log_first
+    assert list(device.tree()) == (["copy"] if log_first else [])
 
 
 def test_a_source_that_cannot_be_read_is_no_success(
     device: Device, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = cp._copy_data
+    real = Source.pieces
 
-    def removed(job: cp.Job) -> object:
-        if job.source.endswith("page"):
-            os.unlink(job.source)
-        return real(job)
+    def removed(found: Source, buffer: memoryview) -> Iterator[memoryview]:
+        if found.name.endswith("page") and os.path.exists(found.name):
+            os.unlink(found.name)
+        return real(found, buffer)
 
-    monkeypatch.setattr(cp, "_copy_data", removed)
+    monkeypatch.setattr(Source, "pieces", removed)
     outcome = copy(device, "-r", source, "tree")
     assert outcome.status == 1
     assert "page: No such file" in outcome.error
     assert device.read("tree/deep/odd") == (source / "deep/odd").read_bytes()
+    assert "tree/page" not in device.tree()
+
+
+def test_logged_first_is_the_same_in_the_end(device: Device, source: Path) -> None:
+    assert copy(device, "-r", source, "one").status == 0
+    assert copy(device, "-r", "--log-first", "--verify", source, "two").status == 0
+    tree = device.tree()
+    assert {name[3:]: what for name, what in tree.items() if name[:3] == "one"} == {
+        name[3:]: what for name, what in tree.items() if name[:3] == "two"
+    }
+    assert device.read("two/deep/er/large") == (source / "deep/er/large").read_bytes()
+
+
+def test_new_space_shows_nothing_of_what_was_there(device: Device, source: Path) -> None:
+    with device.path.open("r+b") as image:
+        for offset in range(10 << 20, 26 << 20, 4096):
+            image.seek(offset)
+            image.write(b"old secret")
+    for words in ((), ("--log-first",)):
+        assert copy(device, *words, source / "one", "first" if words else "put").status == 0
+    with device.volume() as volume:
+        for name in (b"first", b"put"):
+            extent = volume.namespace.fmap(volume.namespace.resolve(name)).extents[0]
+            page = volume.memories[extent.device]
+            assert page is not None
+            assert page.read(extent.offset, 4096) == (source / "one").read_bytes().ljust(4096, b"\0")
 
 
 @pytest.mark.parametrize(

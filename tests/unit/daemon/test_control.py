@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import random
 import signal
 import socket
 import threading
@@ -31,7 +32,9 @@ from famfs_server.daemon.control_client import (
 from famfs_server.dax.device import DaxDevice
 from famfs_server.omf import layout
 from famfs_server.volume import format
-from famfs_server.volume.volume import Volume
+from famfs_server.volume import namespace as ns
+from famfs_server.volume.provisional import Provisional
+from famfs_server.volume.volume import NewFile, Volume
 
 HOST = UUID("f00dcafe-0102-4304-8506-0708090a0b0c")
 NOBODY = 65534
@@ -381,6 +384,7 @@ def test_another_user_may_look_but_not_change(server: Server) -> None:
             lambda: server.client.create([file(b"f")]),
             lambda: server.client.request("PUT", "/log_level", b"7"),
             lambda: next(server.client.watch()),
+            lambda: put(server, (b"f", b"x")),
         ):
             with contextlib.suppress(errors.PrivilegeError):
                 change()
@@ -398,6 +402,129 @@ def test_a_user_whom_the_mount_trusts_may_change(tmp_path: Path) -> None:
         assert server.as_nobody(lambda: next(server.client.watch())["index"]) == "1"
     finally:
         server.close()
+
+
+# -- files with their data ----------------------------------------------------------------------
+
+
+def put(server: Server, *files: tuple[bytes, bytes]) -> list[int]:
+    """Make files with their data, in pieces of odd sizes."""
+    data = b"".join(content for _, content in files)
+    pieces = [memoryview(data)[at : at + 70_001] for at in range(0, len(data), 70_001)]
+    return server.client.put([FileRequest(name, len(content), 0o640, 1, 2) for name, content in files], pieces)
+
+
+def head(server: Server, *files: tuple[bytes, int], length: int | None = None) -> bytes:
+    """A request for files of a size, up to their data."""
+    rows = [{"path": name.decode(), "size": size, "mode": 0o644, "uid": 0, "gid": 0} for name, size in files]
+    line = json.dumps({"files": rows}).encode() + b"\n"
+    total = len(line) + sum(size for _, size in files) + 1 if length is None else length
+    return b"PUT /files HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (total, line)
+
+
+def contents(server: Server) -> dict[bytes, bytes]:
+    tree = server.volume.namespace
+    return {tree.path(node): server.volume.read(node, 0, tree.size[node]) for node in tree.walk()}
+
+
+def test_files_come_with_their_data(server: Server, rng: random.Random) -> None:
+    files = {b"f%d" % number: rng.randbytes(size) for number, size in enumerate((1, 4095, 4096, 65_536, 3 << 20))}
+    assert put(server, *files.items()) == [16, 17, 18, 19, 20]
+    assert contents(server) == files
+    assert server.volume.namespace.replayed == 5
+
+
+def test_striped_files_come_with_their_data(server: Server, rng: random.Random) -> None:
+    data = rng.randbytes((9 << 20) + 5)
+    request = FileRequest(b"striped", len(data), 0o644, 0, 0, Striping(4, 3, 2 << 20))
+    server.client.put([request], [memoryview(data)])
+    assert contents(server) == {b"striped": data}
+
+
+def test_nobody_sees_a_file_before_it_is_whole(server: Server, rng: random.Random) -> None:
+    data = rng.randbytes(3 << 20)
+    free = server.volume.space.free
+    with server.connect() as connection:
+        connection.sendall(head(server, (b"small", 10), (b"large", len(data))) + bytes(10) + data[:-1])
+        deadline = time.monotonic() + 10
+        while server.volume.space.free == free and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.volume.space.free < free
+        assert contents(server) == {}
+        # The names are taken meanwhile, for whichever way of making a file.
+        with pytest.raises(errors.ExistsError):
+            server.client.create([file(b"large")])
+        with pytest.raises(errors.ExistsError):
+            Provisional(server.volume).create(ns.ROOT, b"large", 0o644, 0, 0)
+        connection.sendall(data[-1:] + b"\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    assert contents(server) == {b"small": bytes(10), b"large": data}
+
+
+@pytest.mark.parametrize("sent", [0, 1, 5000, 70_000, 3 << 20, (3 << 20) + 5000])
+def test_a_client_that_dies_leaves_nothing(server: Server, sent: int) -> None:
+    free = server.volume.space.free
+    answer = server.raw(head(server, (b"large", 3 << 20), (b"small", 5000)) + bytes(sent), shut=True)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert server.volume.space.free == free
+    assert contents(server) == {}
+    assert put(server, (b"large", b"x")) == [16]
+
+
+def test_data_that_fail_on_the_way_leave_nothing(server: Server) -> None:
+    def data() -> Iterator[memoryview]:
+        yield memoryview(bytes(5000))
+        raise errors.MediaError("the source has a hole")
+
+    with pytest.raises(errors.MediaError, match="hole"):
+        server.client.put([FileRequest(b"f", 10_000, 0o644, 0, 0)], data())
+    with pytest.raises(ControlError, match="5000 bytes of the files are missing"):
+        server.client.put([FileRequest(b"f", 10_000, 0o644, 0, 0)], [memoryview(bytes(5000))])
+    assert server.is_well()
+    assert contents(server) == {}
+
+
+def test_uploads_that_are_refused(server: Server) -> None:
+    seal = b"\n"
+    for request, status in (
+        (head(server, (b"f", 100)) + bytes(101), 400),
+        (head(server, (b"f", 100), length=50) + bytes(100) + seal, 400),
+        (head(server, (b"f", 100), length=5000) + bytes(100) + seal, 400),
+        (head(server, (b"f", 100), length=10) + bytes(100) + seal, 400),
+        (head(server) + seal, 400),
+        (head(server, (b"f", 0)) + seal, 400),
+        (head(server, (b"f", 1), (b"f", 1)) + b"ab" + seal, 409),
+        (head(server, (b"d/f", 1)) + b"a" + seal, 404),
+        (head(server, (b"f", 1 << 50)) + b"a", 507),
+        (b"PUT /files HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde", 411),
+        (b"PUT /files HTTP/1.1\r\nHost: x\r\nContent-Length: %s\r\n\r\n" % (b"9" * 19), 413),
+        (b"PUT /files HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nno json\n\n", 400),
+        (b"PUT /files HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n" + b" " * (300 << 10), 413),
+        (b"POST /files HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 405),
+        # Nothing more comes: given up after the time limit.
+        (head(server, (b"f", 100)) + bytes(50), 408),
+        (head(server, (b"f", 3 << 20)) + bytes(1 << 20), 408),
+    ):
+        answer = server.raw(request)
+        assert answer.startswith(b"HTTP/1.1 %d" % status), (request[-200:], answer)
+    assert server.is_well()
+    assert contents(server) == {}
+    assert not server.volume.being_made
+
+
+def test_room_in_the_log_is_kept_for_files_on_their_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume = server.volume
+    monkeypatch.setattr(volume, "last_index", 0)
+    with volume.reserve([NewFile(b"on its way", 1, 0o644, 0, 0)]) as reservation:
+        for make in (
+            lambda: volume.mkdir(b"d", 0o755, 0, 0),
+            lambda: volume.create(NewFile(b"more", 1, 0o644, 0, 0)),
+            lambda: Provisional(volume).create(ns.ROOT, b"new", 0o644, 0, 0),
+        ):
+            with pytest.raises(errors.LogFullError):
+                make()
+        reservation.zero()
+        assert reservation.log() == [16]
 
 
 # -- watching -----------------------------------------------------------------------------------
