@@ -7,39 +7,16 @@ Starting a Python program takes seconds in an emulated guest, so one file system
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from programs import BIN, SECONDS, mounts, one_line, run
+
 SetMode = Callable[[str, str], Path]
 
-BIN = Path(sys.executable).parent
-SECONDS = 120
 TREE = Path("/usr/lib/python3.11/json")
-
-
-def run(*command: str | Path, host: Path, status: int = 0, seconds: int = SECONDS) -> subprocess.CompletedProcess[str]:
-    """Run a program of this package as `host`; its exit status must be `status`."""
-    environment = dict(os.environ, FAMFS_SYSTEM_UUID_FILE=str(host))
-    program = BIN / command[0] if (BIN / str(command[0])).exists() else command[0]
-    done = subprocess.run(
-        [str(program), *map(str, command[1:])], env=environment, capture_output=True, text=True, timeout=seconds
-    )
-    assert done.returncode == status, (command, done.returncode, done.stdout, done.stderr)
-    return done
-
-
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The error of a command, which must be one line."""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    return lines[0]
-
-
-def mounts() -> list[str]:
-    return [line for line in Path("/proc/mounts").read_text().splitlines() if "fuse.famfs" in line]
 
 
 @pytest.fixture

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one command in one guest, or the same in several guests that have their dax devices in common."""
+
+import contextlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vm.cache import Cache
+from vm.guest import SPLIT_MEMORY_MIB, Guest, Hardware, accelerator, device_memory, guest_files, wait_for_any
+from vm.report import STATUS_FAILED, STATUS_TIMEOUT, RunnerError, say
+
+PASSED_VARIABLES = re.compile(r"PATH|VIRTUAL_ENV|CI|(FAMFS|PYTEST|HYPOTHESIS|COVERAGE)_\w+")
+VOLATILE_FOLDERS = [Path("/tmp"), Path("/var/tmp"), Path("/run")]  # the guest has its own
+MEETING = "/run/famfs-vm/meeting"
+ORDER_SECONDS = 0.1  # how often the meeting folder is looked at
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to boot and what to run in it. Sizes in MiB; `pytest`: the command is pytest's arguments."""
+
+    command: Sequence[str]
+    pytest: bool = False
+    hosts: int = 1
+    devices: Sequence[int] = (4096, 4096)
+    mode: str = "devdax"
+    memory: int = 2048
+    cpus: int = 0
+    kernel: str = "backports"
+    accel: str = "auto"
+    timeout: float = 1200
+    results: Path | None = None
+
+    @property
+    def processors(self) -> int:
+        """Of each guest: this machine's are shared out."""
+        return self.cpus or max(1, min(4, (os.cpu_count() or 1) // self.hosts))
+
+
+def run(order: Order, cache: Cache) -> int:
+    """Boots the guests and waits for their ends. Gives the exit status of the command (of the first guest whose
+    command failed), STATUS_TIMEOUT or STATUS_FAILED.
+    """
+    began = time.monotonic()
+    results = order.results
+    if results:
+        results.mkdir(parents=True, exist_ok=True)
+        results = results.resolve()
+    devices = sum(order.devices)
+    memory = max(order.memory, SPLIT_MEMORY_MIB - devices)
+    check_machine(memory * order.hosts, devices)
+    with cache.locked():
+        tools, kernel = cache.tools(), cache.kernel(order.kernel)
+        chosen = order.accel if order.accel != "auto" else accelerator(cache, tools, kernel)
+    if order.mode == "fsdev" and not kernel.has_fsdev:
+        raise RunnerError(f"kernel {kernel.version} has no fsdev mode")
+
+    hardware = Hardware(chosen, order.processors, memory, order.devices)
+    here = Path.cwd()
+    kept = [here] if any(here.is_relative_to(folder) for folder in VOLATILE_FOLDERS) else []
+    say(
+        f"{'' if order.hosts == 1 else f'{order.hosts} guests: '}kernel {kernel.version}, {chosen}, "
+        f"{order.processors} processor{'s'[: order.processors > 1]}, {memory} MiB, "
+        f"dax {'+'.join(map(str, order.devices)) or 'none'} MiB"
+    )
+    with contextlib.ExitStack() as stack:
+        memories = stack.enter_context(device_memory(order.devices))
+        guests = []
+        for number in range(1, order.hosts + 1) if order.hosts > 1 else [0]:
+            guest = stack.enter_context(Guest(cache, tools, kernel, number))
+            guests.append(guest)
+            shares = guest.share("hostroot", Path("/"), cached=True)
+            if results:
+                shares += guest.share("results", results, cached=False)
+            if number:
+                meeting = guests[0].folder / "meeting"
+                meeting.mkdir(exist_ok=True)
+                shares += guest.share("meeting", meeting, cached=False)
+            settings = {
+                "PROBE": "",
+                "MODULES": " ".join(path.stem for path in kernel.modules),
+                "DEVICES": str(len(order.devices)),
+                "MODE": order.mode,
+                "RESULTS": str(results or ""),
+                "HOST": str(number or ""),
+            }
+            initrd = guest_files(tools, kernel, settings, kept, job_script(order, results, chosen, number))
+            guest.start(hardware, memories, initrd, shares)
+        statuses = [
+            judged(guest, mishap, order, results, time.monotonic() - began)
+            for guest, mishap in watched(guests, began + order.timeout)
+        ]
+    return next((status for status in statuses if status), 0)
+
+
+def watched(guests: Sequence[Guest], deadline: float) -> list[tuple[Guest, str]]:
+    """Waits for the ends of all guests. Gives those that have a status to report, with what ended them ("" if they
+    ended by themselves). One that another has had killed, by a file `kill-NUMBER` in the meeting folder, has none.
+
+    The others learn of an end by a file `ended-NUMBER`.
+    """
+    running, ended, killed = list(guests), [], set()
+    meeting = guests[0].folder / "meeting"
+    while running and time.monotonic() < deadline:
+        for guest in list(running):
+            if guest.number and guest not in killed and (meeting / f"kill-{guest.number}").exists():
+                guest.kill()
+                killed.add(guest)
+            mishap = guest.mishap()
+            if mishap is not None:
+                running.remove(guest)
+                if guest not in killed:
+                    ended.append((guest, mishap))
+                if guest.number:
+                    (meeting / f"ended-{guest.number}").touch()
+        left = deadline - time.monotonic()
+        wait_for_any(running, left if len(guests) == 1 else min(left, ORDER_SECONDS))
+    return ended + [(guest, "timeout") for guest in running]
+
+
+def judged(guest: Guest, mishap: str, order: Order, results: Path | None, seconds: float) -> int:
+    """Says how a guest ended, and gives its status."""
+    who = f"guest {guest.number}: " if guest.number else ""
+    log, reports = guest.kernel_log(), guest.reports()
+    if results:
+        (results / (f"kernel-{guest.number}.log" if guest.number else "kernel.log")).write_text(log)
+    if reports.get("status", "").isdigit():
+        ready = reports.get("ready", "?")
+        say(f"{who}exit status {reports['status']} after {seconds:.1f} s (guest ready at {ready} s)")
+        return int(reports["status"])
+    stage = "while the command ran" if "ready" in reports else "before the command began"
+    late = mishap == "timeout"
+    if "error" in reports:
+        mishap = f"the guest could not be set up: {reports['error']}"
+    elif late:
+        mishap = f"time limit of {order.timeout:.0f} s passed {stage}"
+    else:
+        panic = re.findall(r"Kernel panic.*|Out of memory.*|BUG: .*", log)
+        mishap = f"the guest died {stage}: {mishap or (panic or ['it ended without a word'])[-1]}"
+    tail = "\n".join(log.splitlines()[-25:])
+    say(f"{who}{mishap}; its kernel log ends:\n{tail or '(empty)'}")
+    return STATUS_TIMEOUT if late and "error" not in reports else STATUS_FAILED
+
+
+def pytest_command(words: Sequence[str], results: Path | None, number: int) -> list[str]:
+    """The checkout's own pytest, or that of PATH."""
+    project = Path(__file__).resolve().parents[1] / ".venv" / "bin" / "python"
+    python = str(project) if project.exists() else shutil.which("python3") or "python3"
+    report = f"junit-{number}.xml" if number else "junit.xml"
+    return [python, "-m", "pytest", *([f"--junitxml={results / report}"] if results else []), *words]
+
+
+def job_script(order: Order, results: Path | None, accelerator: str, number: int) -> str:
+    """What the guest runs: this folder, this PATH, the variables that tests look at, the command."""
+    command = pytest_command(order.command, results, number) if order.pytest else order.command
+    variables = {name: value for name, value in os.environ.items() if PASSED_VARIABLES.fullmatch(name)}
+    variables |= {"HOME": "/root", "LANG": "C.UTF-8", "TERM": "dumb"}
+    variables |= {"VM_TEST": "1", "VM_TEST_ACCEL": accelerator}
+    if results:
+        variables["VM_TEST_RESULTS"] = str(results)
+    if number:
+        variables |= {"VM_TEST_HOST": str(number), "VM_TEST_HOSTS": str(order.hosts), "VM_TEST_MEETING": MEETING}
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+    return f"{exports}cd {shlex.quote(str(Path.cwd()))} || exit 127\nexec {shlex.join(command)}\n"
+
+
+def check_machine(memory: int, devices: int) -> None:
+    """memory and devices in MiB. Raises RunnerError if this machine cannot run the guests."""
+    if platform.machine() != "x86_64":
+        raise RunnerError(f"the guest needs an x86-64 machine; this is {platform.machine()}")
+    if os.geteuid():
+        raise RunnerError("needs root, to share this machine's files with the guest: sudo scripts/vm-test ...")
+    match = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    available = int(match[1]) // 1024 if match else memory
+    if available < memory:
+        raise RunnerError(f"not enough memory: a run takes {memory} MiB, {available} MiB are available")
+    if available < memory + devices:
+        say(f"the devices hold {devices} MiB, more than this machine has available: do not fill them")
