@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 import golden
@@ -17,13 +16,16 @@ TESTS = Path(__file__).parent
 TIERS = ("unit", "twin", "mount", "fuzz", "vm")
 ABSENT = f"no golden images in {golden.folder()} (FAMFS_VECTORS names another folder)"
 
-# Hypothesis has no deadline here: the machines that run the tests are small and shared.
-hypothesis.settings.register_profile("famfs", deadline=None, print_blob=True, database=None)
-hypothesis.settings.register_profile("long", hypothesis.settings.get_profile("famfs"), max_examples=5000)
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """Loads the profile of random tests: many more cases when FAMFS_TEST_LONG is set."""
+    if os.environ.get("VM_TEST") == "1":
+        return  # no random tests there, and importing Hypothesis takes an emulated processor 10 seconds
+    import hypothesis
+
+    # No deadline here: the machines that run the tests are small and shared.
+    hypothesis.settings.register_profile("famfs", deadline=None, print_blob=True, database=None)
+    hypothesis.settings.register_profile("long", hypothesis.settings.get_profile("famfs"), max_examples=5000)
     hypothesis.settings.load_profile("long" if os.environ.get("FAMFS_TEST_LONG") else "famfs")
 
 

@@ -15,6 +15,7 @@ from vm.cache import KERNEL_SUITES, Cache
 from vm.guest import LOW_MEMORY_MIB
 from vm.report import STATUS_FAILED, STATUS_TIMEOUT, STATUS_USAGE, RunnerError, say
 from vm.runner import Order, run
+from vm.tier import run_tier
 
 MODES = ["devdax", "fsdev", "unbound"]
 
@@ -43,7 +44,7 @@ def positive(text: str) -> int:
 def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="vm-test",
-        usage="%(prog)s [options] -- COMMAND...  |  %(prog)s [options] --pytest -- PYTEST-ARGUMENTS...",
+        usage="%(prog)s [options] -- COMMAND...  |  %(prog)s [options] --pytest|--tier|--all [-- PYTEST-ARGUMENTS...]",
         description="Run a command in a virtual machine that has real /dev/dax devices.",
         epilog=f"Exit status: the command's own; {STATUS_TIMEOUT} time limit; {STATUS_FAILED} no guest, "
         f"or it died; {STATUS_USAGE} wrong use. FAMFS_VM_CACHE names the cache (~/.cache/famfs-vm-test).",
@@ -64,12 +65,14 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--kernel", "newest, or Debian 12's own (backports)", choices=kernels, default="backports")
     add("--accel", "auto: KVM if a guest boots with it (auto)", choices=["auto", "kvm", "tcg"], default="auto")
     add("--pytest", "run pytest of .venv (or of PATH) with the arguments after --", action="store_true")
+    add("--tier", "run the tests of tests/vm: in one guest, then in two", action="store_true")
+    add("--all", "the same on every kernel and in every mode", action="store_true")
     add("--refresh", "fetch QEMU and the kernel anew", action="store_true")
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(words)
     if options.command[:1] == ["--"]:
         del options.command[0]
-    if not options.command and not options.pytest:
+    if not options.command and not (options.pytest or options.tier or options.all):
         parser.error("no command; write it after --")
     if options.memory < LOW_MEMORY_MIB:
         parser.error("--memory is at least 2G")
@@ -92,7 +95,10 @@ def main() -> int:
         if options.refresh:
             with cache.locked():
                 cache.forget()
-        return run(Order(**{field.name: getattr(options, field.name) for field in fields(Order)}), cache)
+        order = Order(**{field.name: getattr(options, field.name) for field in fields(Order)})
+        if options.tier or options.all:
+            return run_tier(order, cache, everything=options.all)
+        return run(order, cache)
     except RunnerError as failure:
         say(str(failure))
         return STATUS_FAILED

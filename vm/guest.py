@@ -206,7 +206,7 @@ class Guest:
 
     def _copy_console(self, console: IO[bytes]) -> None:
         for line in console:
-            sys.stdout.buffer.write(f"{self.number}| ".encode() + line)
+            sys.stdout.buffer.write(f"{self.number}| ".encode() + line.rstrip(b"\n") + b"\n")
             sys.stdout.buffer.flush()
 
     def processes(self) -> list[subprocess.Popen[bytes]]:

@@ -108,7 +108,8 @@ def watched(guests: Sequence[Guest], deadline: float) -> list[tuple[Guest, str]]
     """
     running, ended, killed = list(guests), [], set()
     meeting = guests[0].folder / "meeting"
-    while running and time.monotonic() < deadline:
+    while running and (left := deadline - time.monotonic()) > 0:
+        wait_for_any(running, left if len(guests) == 1 else min(left, ORDER_SECONDS))
         for guest in list(running):
             if guest.number and guest not in killed and (meeting / f"kill-{guest.number}").exists():
                 guest.kill()
@@ -120,8 +121,6 @@ def watched(guests: Sequence[Guest], deadline: float) -> list[tuple[Guest, str]]
                     ended.append((guest, mishap))
                 if guest.number:
                     (meeting / f"ended-{guest.number}").touch()
-        left = deadline - time.monotonic()
-        wait_for_any(running, left if len(guests) == 1 else min(left, ORDER_SECONDS))
     return ended + [(guest, "timeout") for guest in running]
 
 

@@ -15,6 +15,7 @@ import pytest
 FOLDER = Path(__file__).parent
 STEP = 0.005
 WAIT_SECONDS = 180
+LOOK_SECONDS = 0.5  # between looks at whether the other host still lives
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,14 +49,18 @@ class Meeting:
 
     def _waiting(self, what: str) -> Iterator[None]:
         deadline = time.monotonic() + WAIT_SECONDS
+        look = time.monotonic() + LOOK_SECONDS
         while True:
             yield
+            time.sleep(STEP)
+            if time.monotonic() < look:
+                continue
+            look = time.monotonic() + LOOK_SECONDS
             for end in ("failed", "ended"):
                 if (self._folder / f"{end}-{self._other}").exists():
                     pytest.fail(f"the other host has {end}; waiting for {what}")
             if time.monotonic() > deadline:
                 pytest.fail(f"nothing heard from the other host in {WAIT_SECONDS} s; waiting for {what}")
-            time.sleep(STEP)
 
     def hear(self, word: str) -> str:
         """Wait for a word of the other host; its content. Fails the test if that host has failed or ended."""
