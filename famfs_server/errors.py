@@ -119,6 +119,13 @@ class NegotiationError(FamfsError):
     errno = errno.EPROTO
 
 
+class HandoverError(FamfsError):
+    """What a running server would hand over cannot be taken over by this program."""
+
+    exit_status = 32
+    errno = errno.EPROTO
+
+
 class MountError(FamfsError):
     """The kernel refused a step of mounting or unmounting."""
 

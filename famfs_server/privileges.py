@@ -28,7 +28,7 @@ OOM_SCORE_ADJ = -900
 """Nearly the last to be killed for memory, but not exempt."""
 
 # python-prctl does not know this call.
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 2, 4
 
 _SECUREBITS: int = (
     prctl.SECBIT_NOROOT
@@ -76,18 +76,23 @@ def drop_all() -> None:
     keep_only(())
 
 
-def keep_only(capabilities: Iterable[int]) -> None:
+def keep_only(capabilities: Iterable[int], *, for_successor: bool = False) -> None:
     """Give up every capability but these, which stay permitted and effective, for this process only.
 
     In this order: bounding set (emptied), ambient set, securebits, the capabilities themselves,
     no_new_privs; at last the process is made undumpable. Without CAP_SETPCAP the bounding set and the
     securebits stay as they are: no_new_privs keeps an exec from gaining anything by them.
+    `for_successor` leaves `capabilities` inheritable, without which `pass_on` could not give them to another program;
+    by itself that gives nothing to anybody.
     Raises PrivilegeError as `drop_all`, and if one of `capabilities` is not held.
     """
     kept = frozenset(capabilities)
     if (threads := len(os.listdir("/proc/self/task"))) > 1:
         raise PrivilegeError(f"capabilities must be dropped before threads start, and {threads} run")
     try:
+        if for_successor and kept:
+            # Not possible any more once the bounding set is empty.
+            prctl.set_caps((list(kept), (prctl.CAP_INHERITABLE,), True))
         if holds(prctl.CAP_SETPCAP):
             for capability in range(_last_capability() + 1):
                 prctl.capbset_drop(capability)
@@ -101,25 +106,37 @@ def keep_only(capabilities: Iterable[int]) -> None:
         dropped = [c for c in prctl.ALL_CAPS if c not in kept]
         changes = [(dropped, prctl.ALL_FLAGS, False)]
         if kept:
-            changes.append((list(kept), (prctl.CAP_INHERITABLE,), False))
+            changes.append((list(kept), (prctl.CAP_INHERITABLE,), for_successor))
             changes.append((list(kept), (prctl.CAP_PERMITTED, prctl.CAP_EFFECTIVE), True))
         prctl.set_caps(*changes)
         prctl.set_no_new_privs(1)
         prctl.set_dumpable(0)
     except OSError as error:
         raise PrivilegeError(f"capabilities cannot be dropped: {error.strerror}") from None
-    _verify(sum(1 << capability for capability in kept))
+    _verify(sum(1 << capability for capability in kept), inheritable=for_successor)
+
+
+def pass_on(capabilities: Iterable[int]) -> None:
+    """Let the program that this process executes next have these capabilities, which it holds and `keep_only` left
+    inheritable `for_successor`. `keep_only` takes that back. Raises PrivilegeError."""
+    try:
+        for capability in capabilities:
+            if _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0) != 0:
+                code = ctypes.get_errno()
+                raise OSError(code, os.strerror(code))
+    except OSError as error:
+        raise PrivilegeError(f"capabilities cannot be passed on: {error.strerror}") from None
 
 
 def _last_capability() -> int:
     return int(Path("/proc/sys/kernel/cap_last_cap").read_text())
 
 
-def _verify(kept: int) -> None:
+def _verify(kept: int, *, inheritable: bool) -> None:
     # The kernel may know capabilities that python-prctl does not: believe the kernel only.
     lines = Path("/proc/thread-self/status").read_text().splitlines()
     status = dict(line.split(":", 1) for line in lines if ":" in line)
-    expected = {"CapPrm": kept, "CapEff": kept, "CapInh": 0, "CapAmb": 0, "NoNewPrivs": 1}
+    expected = {"CapPrm": kept, "CapEff": kept, "CapInh": kept if inheritable else 0, "CapAmb": 0, "NoNewPrivs": 1}
     for name, value in expected.items():
         if (found := int(status[name], 16)) != value:
             raise PrivilegeError(f"capabilities were not dropped: {name} is {found:#x} and not {value:#x}")

@@ -29,6 +29,7 @@ COMMANDS = {
     entry.name: entry
     for entry in (
         Entry("mount", "Mount a file system.", "mount"),
+        Entry("upgrade", "Have a mount served by the version that is installed now.", "upgrade"),
         Entry("umount", "Unmount a file system, and wait until its server has gone.", "umount"),
         Entry("creat", "Create files of a given size, on request filled from a seed.", "creat"),
         Entry("mkdir", "Create directories.", "mkdir"),

@@ -2,6 +2,7 @@
 """`famfs mount`, with the reference's letters, and `mount.famfs`, with those of mount(8)."""
 
 import os
+import re
 from typing import NoReturn
 
 import click
@@ -10,6 +11,7 @@ from famfs_server.cli import program
 from famfs_server.errors import FamfsError, PrivilegeError, UsageError
 
 MOUNT_FAILED = 32
+_GIVEN = re.compile(r"/dev/fd/(\d{1,9})")
 _CACHE = {"always": "always", "normal": "auto", "never": "never"}
 
 
@@ -83,14 +85,18 @@ def start(
     sloppy: bool = False,
     foreground: bool = False,
     fake: bool = False,
+    fuse: int | None = None,
+    store: bool = False,
 ) -> None:
-    """Check the options, then mount."""
+    """Check the options, then mount. A directory /dev/fd/N means: the mount is made, serve it (mount.fuse3(8))."""
     from famfs_server.daemon.options import parse_options
 
     options = parse_options(device, directory, words, sloppy=sloppy)
     from famfs_server.daemon import lifecycle
 
-    lifecycle.mount(options, foreground=foreground, fake=fake)
+    if fuse is None and (given := _GIVEN.fullmatch(directory)):
+        fuse = int(given[1])
+    lifecycle.mount(options, foreground=foreground, fake=fake, fuse=fuse, store=store)
 
 
 @program.tool("mount.famfs")

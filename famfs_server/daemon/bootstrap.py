@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 OPEN_SECONDS = 60.0
 """How long opening superblock and log may take."""
 
+_WAITING_SECONDS = 1.0
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _LENGTH = Struct("<Q")
 _SERVER_FAILED = "the process that served superblock and log has failed; see the log"
@@ -290,10 +291,14 @@ class Bootstrap:
         raise MountError(_SERVER_FAILED)
 
 
-def await_service(processes: Processes, pid: int, hear: int) -> Negotiated:
-    """Wait until a child says that it serves; what was agreed. Raises what it reports, or MountError."""
+def await_service(processes: Processes, pid: int, hear: int, waiting: Callable[[], None] = lambda: None) -> Negotiated:
+    """Wait until a child says that it serves; what was agreed. `waiting` is called about once a second meanwhile.
+
+    Raises what it reports, or MountError.
+    """
     while True:
-        happened = processes.wait(hear)
+        waiting()
+        happened = processes.wait(hear, timeout=_WAITING_SECONDS)
         if happened.readable:
             line = os.read(hear, 65536)
             if line:

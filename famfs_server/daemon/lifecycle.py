@@ -8,6 +8,7 @@ import json
 import logging
 import logging.handlers
 import os
+import select
 import stat
 import sys
 from dataclasses import replace
@@ -16,12 +17,15 @@ from typing import NoReturn
 from uuid import UUID
 
 from famfs_server import privileges
-from famfs_server.daemon import detaching, supervisor, worker
+from famfs_server.daemon import detaching, handover, worker
+from famfs_server.daemon.handover import Held
 from famfs_server.daemon.locking import lock_for_mount, lock_for_writing
+from famfs_server.daemon.notify import ServiceManager, take_passed
 from famfs_server.daemon.options import MountOptions
+from famfs_server.daemon.supervisor import Predecessor, Supervisor, exit_process
 from famfs_server.dax import hostid
 from famfs_server.dax.device import DaxDevice, Mode
-from famfs_server.errors import FamfsError, MountError
+from famfs_server.errors import FamfsError, HandoverError, MountError, UsageError
 from famfs_server.omf import layout, superblock
 from famfs_server.omf import log as omf_log
 
@@ -35,15 +39,28 @@ def run_root() -> Path:
     return Path(os.environ.get("FAMFS_RUN_DIR") or "/run/famfs")
 
 
-def mount(options: MountOptions, *, foreground: bool = False, fake: bool = False) -> None:
+def mount(
+    options: MountOptions, *, foreground: bool = False, fake: bool = False, fuse: int | None = None, store: bool = False
+) -> None:
     """Mount by `options`. In the background: return when the mount is usable. In the foreground: when it has ended.
 
-    `fake` stops after the checks. Raises FamfsError, and then nothing is mounted. Nothing is opened before the
-    capabilities have been checked.
+    `fake` stops after the checks. `fuse` is a descriptor of /dev/fuse that somebody else makes and removes the mount
+    for; no capability is needed then, and the mount point is not touched: it may be waiting for us already. `store`:
+    the service manager keeps the connection; if it has kept one, that is gone on with.
+    Raises FamfsError, and then nothing is mounted. Nothing is opened before the capabilities have been checked.
     """
-    privileges.require_mount_capabilities()
-    mount_point = _check_mount_point(options.mount_point)
-    options = replace(options, mount_point=mount_point)
+    manager = ServiceManager.of_process() if foreground else ServiceManager("")
+    if store and not manager.present:
+        raise UsageError("there is no service manager that could keep descriptors: NOTIFY_SOCKET is not set")
+    if store and (held := _kept_by(manager, options)) is not None:
+        _log_to(held.options, syslog=False)
+        log.info("going on with the mount that the service manager has kept")
+        Supervisor.go_on(held, manager, None, store=True)
+        return
+    if fuse is None:
+        privileges.require_mount_capabilities()
+        options = replace(options, mount_point=_check_mount_point(options.mount_point))
+    mount_point = options.mount_point
     device = DaxDevice.open(options.device)
     try:
         host = _host()
@@ -53,11 +70,64 @@ def mount(options: MountOptions, *, foreground: bool = False, fake: bool = False
         run_directory = _make_run_directory(identity, mount_point, public=options.control_uid != 0)
         if foreground:
             _log_to(options, syslog=False)
-            _supervise(options, device, host, run_directory, None)
+            Supervisor(
+                options, device, host, run_directory, lambda: None, fuse=fuse, manager=manager, store=store
+            ).run()
         else:
-            _daemonise(options, device, host, run_directory)
+            _daemonise(options, device, host, run_directory, fuse)
     finally:
         device.close()
+
+
+def go_on(held: Held, predecessor: Predecessor, *, store: bool) -> int:
+    """Hold a mount that the program before this one has held in the same process, to its end; the exit status."""
+    _log_to(held.options, syslog=held.background)
+    try:
+        Supervisor.go_on(held, ServiceManager.of_process(), predecessor, store=store)
+    except FamfsError as error:
+        log.error("%s: %s", held.options.mount_point, error)
+        return error.exit_status
+    except BaseException:
+        log.exception("the server fails")
+        return 1
+    return 0
+
+
+def _kept_by(manager: ServiceManager, options: MountOptions) -> Held | None:
+    """The mount that the service manager has kept for this start, if it is still there.
+
+    Raises HandoverError when there is one that this program cannot go on with, or not as it is asked to.
+    """
+    passed = take_passed()
+    if not passed:
+        return None
+    if handover.DOCUMENT in passed:
+        held = Held.restore(handover.read(passed.pop(handover.DOCUMENT)), passed)
+        if _alive(held):
+            there = os.path.join(
+                os.path.realpath(os.path.dirname(options.mount_point)), os.path.basename(options.mount_point)
+            )
+            if (held.options.device, held.options.mount_point) != (options.device, there):
+                raise HandoverError(
+                    f"the service still has {held.options.device} mounted at {held.options.mount_point}; stop it "
+                    "before it is to mount something else"
+                )
+            if held.options != replace(options, mount_point=there):
+                log.warning("other mount options: they count from the next mount on, not after a restart")
+            return held
+    manager.discard([*passed, handover.DOCUMENT])
+    for descriptor in passed.values():
+        os.close(descriptor)
+    return None
+
+
+def _alive(held: Held) -> bool:
+    """Whether the connection still has its mount."""
+    poll = select.poll()
+    poll.register(held.session.fuse, 0)
+    if poll.poll(0):
+        return False
+    return held.device_number is not None and detaching.is_mounted(held.options.mount_point, held.device_number)
 
 
 def _check_mount_point(path: str) -> str:
@@ -132,21 +202,9 @@ class _Parent:
         return True
 
 
-def _supervise(
-    options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path, parent: _Parent | None
+def _daemonise(
+    options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path, fuse: int | None
 ) -> None:
-    def ready() -> None:
-        if parent is not None:
-            parent.tell({})
-            worker.leave_terminal()
-
-    try:
-        supervisor.Supervisor(options, device, host, run_directory, ready, background=parent is not None).run()
-    finally:
-        detaching.remove_run_directory(run_directory)
-
-
-def _daemonise(options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path) -> None:
     """Leave a supervisor behind, and return or raise what became of the mount."""
     hear, speak = os.pipe()
     sys.stdout.flush()
@@ -154,7 +212,7 @@ def _daemonise(options: MountOptions, device: DaxDevice, host: UUID | None, run_
     pid = os.fork()
     if pid == 0:
         os.close(hear)
-        _become_daemon(options, device, host, run_directory, _Parent(speak))
+        _become_daemon(options, device, host, run_directory, fuse, _Parent(speak))
     os.close(speak)
     line = b""
     while not line.endswith(b"\n") and (data := os.read(hear, 65536)):
@@ -171,15 +229,24 @@ def _daemonise(options: MountOptions, device: DaxDevice, host: UUID | None, run_
 
 
 def _become_daemon(
-    options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path, parent: _Parent
+    options: MountOptions,
+    device: DaxDevice,
+    host: UUID | None,
+    run_directory: Path,
+    fuse: int | None,
+    parent: _Parent,
 ) -> NoReturn:
+    def ready() -> None:
+        parent.tell({})
+        worker.leave_terminal()
+
     status = 0
     try:
         os.setsid()
         os.chdir("/")
         os.umask(0o077)
         _log_to(options, syslog=True)
-        _supervise(options, device, host, run_directory, parent)
+        Supervisor(options, device, host, run_directory, ready, background=True, fuse=fuse).run()
     except FamfsError as error:
         status = error.exit_status
         # Whoever waits prints the line; it need not be there twice.
@@ -189,7 +256,7 @@ def _become_daemon(
         status = 1
         log.exception("the server fails")
         parent.tell({"error": f"{type(error).__name__}: {error}", "status": 32})
-    supervisor.exit_process(status)
+    exit_process(status)
 
 
 def _log_to(options: MountOptions, *, syslog: bool) -> None:

@@ -75,3 +75,19 @@ class Pulse:
         record = self._session.record
         readable = any(event & select.POLLIN for _, event in self._pending.poll(0))
         return readable or record.in_hand != 0 or record.at_libfuse > 0
+
+
+class Beat:
+    """Notices a control plane that gives no sign of life any more."""
+
+    def __init__(self, record: SessionRecord) -> None:
+        self._record = record
+        self._seen = -1
+        self._changed = 0.0
+
+    @property
+    def steady(self) -> bool:
+        """Whether there was one lately."""
+        if (beats := self._record.beats) != self._seen:
+            self._seen, self._changed = beats, time.monotonic()
+        return time.monotonic() - self._changed < HUNG_SECONDS

@@ -5,8 +5,8 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Literal, cast
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, cast
 from uuid import UUID
 
 from famfs_server.errors import UsageError
@@ -118,6 +118,33 @@ def parse_options(device: str, mount_point: str, words: Iterable[str] = (), *, s
         )
     return replace(
         options, attributes=mountapi.attributes_from_options(attributes), ignored=(*options.ignored, *ignored)
+    )
+
+
+def encode(options: MountOptions) -> dict[str, Any]:
+    """The options as JSON knows them, for `decode` of another program."""
+    values = {field.name: getattr(options, field.name) for field in fields(options)}
+    return values | {
+        "attributes": int(options.attributes),
+        "daxdevs": [[str(uuid), path] for uuid, path in options.daxdevs],
+        "ignored": list(options.ignored),
+    }
+
+
+def decode(values: dict[str, Any]) -> MountOptions:
+    """The options that `encode` wrote, also in an older version: what that did not know has its default.
+
+    Raises UsageError for options that only a newer version knows, and KeyError, TypeError or ValueError for nonsense.
+    """
+    if unknown := values.keys() - {field.name for field in fields(MountOptions)}:
+        raise UsageError(f"mount option {min(unknown)!r} is not known here")
+    return MountOptions(
+        **values
+        | {
+            "attributes": MountAttr(values["attributes"]),
+            "daxdevs": tuple((UUID(uuid), path) for uuid, path in values["daxdevs"]),
+            "ignored": tuple(values["ignored"]),
+        }
     )
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The children of a process that has one thread: signals, starting, waiting, ending."""
 
+import contextlib
 import logging
 import os
 import selectors
@@ -59,6 +60,25 @@ class Processes:
         for number in _CAUGHT:
             signal.signal(number, lambda _number, _frame: None)
         self._selector.register(ours, selectors.EVENT_READ)
+        self.let_signals_come()
+
+    def hold_back_signals(self) -> None:
+        """Leave signals, and ends of children, to the program that this process executes next."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
+        assert self._wakeup is not None
+        with contextlib.suppress(BlockingIOError):
+            for number in STOP & set(self._wakeup.recv(4096)):
+                os.kill(os.getpid(), number)
+
+    def let_signals_come(self) -> None:
+        """Take signals that were held back, and later ones."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _CAUGHT)
+
+    def adopt(self, name: str, pid: int, *, stays: bool = False) -> None:
+        """Take on a child of the program that was executed in this process before."""
+        self._children[pid] = name
+        if stays:
+            self._staying.add(pid)
 
     def fork(self, name: str, child: Callable[[], int], *, stays: bool = False) -> int:
         """Start a child whose exit status is what `child` returns; its pid.
@@ -122,6 +142,11 @@ class Processes:
                 self._staying.discard(pid)
                 ended[pid] = os.waitstatus_to_exitcode(status)
         return ended
+
+    def kill(self, pid: int) -> None:
+        """Kill a child that may have ended, but has not been told of."""
+        if pid in self._children:
+            os.kill(pid, signal.SIGKILL)
 
     def end(self) -> None:
         """Kill what is left of the children, which can be nothing that still serves; those that stay end by

@@ -12,30 +12,35 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 from uuid import UUID
 
 import prctl
 
-from famfs_server import privileges
-from famfs_server.daemon import bootstrap, worker
+from famfs_server import __version__, privileges
+from famfs_server.daemon import bootstrap, handover, worker
 from famfs_server.daemon.bootstrap import MountWatch, OwnFiles
 from famfs_server.daemon.detaching import detach, remove_run_directory, unmount
-from famfs_server.daemon.liveness import HUNG_SECONDS, MAX_DEATHS, Deaths, Pulse
+from famfs_server.daemon.handover import Held
+from famfs_server.daemon.liveness import HUNG_SECONDS, MAX_DEATHS, Beat, Deaths, Pulse
+from famfs_server.daemon.notify import ServiceManager
 from famfs_server.daemon.options import MountOptions
 from famfs_server.daemon.processes import STOP, Processes
+from famfs_server.daemon.upgrade import Asker, Upgrades, program
 from famfs_server.daemon.worker import Negotiated
 from famfs_server.dax.device import DaxDevice, Mode
-from famfs_server.errors import MountError
+from famfs_server.errors import FamfsError, MountError
 from famfs_server.fuse.abi import BACKING_MAP
 from famfs_server.fuse.dialects import settle
 from famfs_server.fuse.mountapi import DetachedMount
 from famfs_server.fuse.session import Session
 from famfs_server.omf import layout
+from famfs_server.volume.namespace import Namespace
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +48,22 @@ PROBE_SECONDS = 60.0
 PULSE_SECONDS = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Predecessor:
+    """The program that ran in this process before it executed this one, and what it has left."""
+
+    worker: int
+    """Its worker, which serves; 0: none."""
+    reaper: int
+    keepalive: int
+    """The end of the pipe that the reaper waits at; -1 where there is none."""
+    asker: Asker
+    """Who has asked for the upgrade."""
+
+
 @dataclass(slots=True)
 class Supervisor:
-    """Makes and holds one mount. `run` does everything."""
+    """Makes and holds one mount, by `run`; or goes on with one, by `go_on`."""
 
     options: MountOptions
     device: DaxDevice
@@ -55,55 +73,138 @@ class Supervisor:
     """Called once the mount is usable."""
     background: bool = False
     """Whether the caller's terminal and pipes are given back, by every process of the mount."""
+    fuse: int | None = None
+    """A descriptor of /dev/fuse whose mount somebody else makes and takes away; otherwise both is done here."""
+    manager: ServiceManager = field(default_factory=lambda: ServiceManager(""))
+    store: bool = False
+    """Whether the service manager keeps the connection, and takes the mount away, when this process ends."""
     _processes: Processes = field(default_factory=Processes)
     _meta: OwnFiles | None = None
     """Superblock and log, where the device is in famfs mode."""
+    _reaper: int = 0
+    _keepalive: int = -1
+    _asker: Asker | None = None
+    _leaving: bool = False
 
     def run(self) -> None:
         """Mount, serve, and return when the file system is unmounted.
 
         Raises FamfsError when it could not be mounted, and nothing is left of it then, or when the service failed.
         """
-        prctl.set_name("famfs-supervisor")
-        privileges.prefer_survival()
-        self._processes.catch_signals()
-        fuse = _open_fuse()
+        self._begin()
+        fuse = _open_fuse() if self.fuse is None else self.fuse
         session = Session.create(fuse)
         try:
-            mount = DetachedMount.create(
-                fuse,
-                self.device.path,
-                attributes=self.options.attributes,
-                allow_other=self.options.allow_other,
-                default_permissions=self.options.default_permissions,
-            )
-            try:
-                before = self._bootstrap(session, mount) if self.device.mode is Mode.FSDEV else None
-                served, agreed = self._start_worker(session, mount, before)
-                if before is None:
-                    self._register(fuse, agreed)
-                self._probe(fuse, mount)
-                device_number = mount.device
-                keepalive = self._start_reaper(fuse, mount, device_number)
-                mount.attach(self.options.mount_point)
-            finally:
-                mount.close()
-            try:
-                self.ready()
-                privileges.keep_only((privileges.CAP_SYS_ADMIN,))
-                self._watch(session, served, agreed, device_number)
-            finally:
-                detach(self.options.mount_point, device_number)
-                os.write(keepalive, b"done")
-                os.close(keepalive)
+            if self.fuse is None:
+                served, held = self._mount(session)
+            else:
+                if self.device.mode is Mode.FSDEV:
+                    raise MountError(f"{self.device.path} is in famfs mode: its mount has to be made by this server")
+                served, agreed = self._start_worker(session, None, None)
+                self._register(fuse, agreed)
+                held = self._hold(session, agreed, None)
+            self.ready()
+            self._hold_on(held, served)
         finally:
             self._let_go()
             os.close(fuse)
             self._processes.end()
+            if not self._leaving:
+                remove_run_directory(self.run_directory)
+
+    @classmethod
+    def go_on(cls, held: Held, manager: ServiceManager, predecessor: Predecessor | None, *, store: bool) -> None:
+        """As `run`, with a mount that a predecessor has made: in this process, or in one that the service manager has
+        kept it for."""
+        self = cls(
+            held.options,
+            held.device,
+            held.host,
+            held.run_directory,
+            lambda: None,
+            held.background,
+            None,
+            manager,
+            store,
+        )
+        self._begin()
+        self._meta = held.meta
+        if held.meta is not None:
+            self._processes.close_in_children.append(held.meta.release)
+        served = 0
+        if predecessor is not None:
+            served, self._asker = predecessor.worker, predecessor.asker
+            self._reaper, self._keepalive = predecessor.reaper, predecessor.keepalive
+            for name, pid in (("worker", served), ("reaper", self._reaper)):
+                if pid:
+                    self._processes.adopt(name, pid, stays=name == "reaper")
+            if self._keepalive >= 0:
+                self._processes.close_in_children.append(self._keepalive)
+        try:
+            # One that still serves does so until this very moment.
+            self._processes.kill(served)
+            self._hold_on(held, served)
+        finally:
+            self._let_go()
+            os.close(held.session.fuse)
+            self._processes.end()
+            if not self._leaving:
+                remove_run_directory(self.run_directory)
+
+    def _begin(self) -> None:
+        prctl.set_name("famfs-supervisor")
+        privileges.prefer_survival()
+        self._processes.catch_signals()
+
+    def _mount(self, session: Session) -> tuple[int, Held]:
+        """Make the mount and attach it once it is known to work; the worker, and what is held now."""
+        fuse = session.fuse
+        with DetachedMount.create(
+            fuse,
+            self.device.path,
+            attributes=self.options.attributes,
+            allow_other=self.options.allow_other,
+            default_permissions=self.options.default_permissions,
+        ) as mount:
+            before = self._bootstrap(session, mount) if self.device.mode is Mode.FSDEV else None
+            served, agreed = self._start_worker(session, mount, before)
+            if before is None:
+                self._register(fuse, agreed)
+            self._probe(fuse, mount)
+            held = self._hold(session, agreed, mount.device)
+            if self.store:
+                self._keep(held)
+            else:
+                self._start_reaper(fuse, mount, mount.device)
+            mount.attach(self.options.mount_point)
+        return served, held
+
+    def _hold(self, session: Session, agreed: Negotiated, device_number: int | None) -> Held:
+        return Held(
+            self.options,
+            self.device,
+            self.host,
+            session,
+            self.run_directory,
+            agreed,
+            device_number,
+            self.background,
+            self._meta,
+        )
+
+    def _keep(self, held: Held) -> None:
+        """Give the service manager what a later start needs, before anybody can use the mount."""
+        document = handover.write(held.document())
+        kept = self.manager.store({**held.descriptors, handover.DOCUMENT: document})
+        os.close(document)
+        if not kept:
+            raise MountError("the service manager does not say that it keeps descriptors; is NotifyAccess= set?")
 
     # -- the steps of mounting ------------------------------------------------------------------
 
-    def _fork_worker(self, session: Session, messages: int, takeover: Negotiated | None, *unwanted: int) -> int:
+    def _fork_worker(
+        self, session: Session, messages: int, takeover: Negotiated | None, *unwanted: int, successor: bool = False
+    ) -> int:
         """Start a worker without the `unwanted` descriptors; its pid."""
         assignment = worker.Assignment(
             self.options,
@@ -115,6 +216,7 @@ class Supervisor:
             takeover,
             self.background,
             self._meta.files if self._meta else None,
+            successor,
         )
 
         def serve() -> int:
@@ -125,14 +227,14 @@ class Supervisor:
         return self._processes.fork("worker", serve)
 
     def _start_worker(
-        self, session: Session, mount: DetachedMount, before: Negotiated | None
+        self, session: Session, mount: DetachedMount | None, before: Negotiated | None
     ) -> tuple[int, Negotiated]:
         """Start the first worker and wait until it serves; its pid, and what it has agreed, or others `before`."""
         hear, speak = os.pipe()
-        pid = self._fork_worker(session, speak, before, hear, mount.fd)
+        pid = self._fork_worker(session, speak, before, hear, *([] if mount is None else [mount.fd]))
         os.close(speak)
         try:
-            return pid, bootstrap.await_service(self._processes, pid, hear)
+            return pid, bootstrap.await_service(self._processes, pid, hear, lambda: self._tell_progress(session))
         finally:
             os.close(hear)
 
@@ -161,6 +263,8 @@ class Supervisor:
         if self._meta is not None:
             self._meta.close(self._processes)
             self._meta = None
+            if self.store and not self._leaving:
+                self.manager.discard(handover.META_NAMES)
 
     def _register(self, fuse: int, agreed: Negotiated) -> None:
         """Hand the device to a kernel that wants it pushed, before any file can be opened (protocol 2.1).
@@ -209,8 +313,8 @@ class Supervisor:
                 raise MountError("interrupted before the mount was complete")
         raise MountError(f"the self-test got no answer in {PROBE_SECONDS:.0f} seconds")
 
-    def _start_reaper(self, fuse: int, mount: DetachedMount, device_number: int) -> int:
-        """Start the reaper; the pipe that keeps it waiting. Closing it without a word makes it detach the mount."""
+    def _start_reaper(self, fuse: int, mount: DetachedMount, device_number: int) -> None:
+        """Start the process that detaches the mount when this one dies without a word at the pipe between them."""
         wait, keepalive = os.pipe()
 
         def reap() -> int:
@@ -233,46 +337,157 @@ class Supervisor:
             remove_run_directory(self.run_directory)
             return 0
 
-        self._processes.fork("reaper", reap, stays=True)
+        self._reaper = self._processes.fork("reaper", reap, stays=True)
         os.close(wait)
         self._processes.close_in_children.append(keepalive)
-        return keepalive
+        self._keepalive = keepalive
 
     # -- while mounted --------------------------------------------------------------------------
 
-    def _watch(self, session: Session, served: int, agreed: Negotiated, device_number: int) -> None:
+    def _hold_on(self, held: Held, served: int) -> None:
+        """Hold the mount to its end, which is an unmount, or until somebody else is to hold it.
+
+        `served` is the worker, killed if it is a predecessor's; 0: there is none.
+        """
+        try:
+            privileges.keep_only(_kept(held), for_successor=True)
+            self._watch(held, served, Upgrades.listen(self._processes, self.run_directory))
+        except FamfsError as error:
+            if self._asker is not None:
+                self._asker.tell(error=f"the new server cannot serve: {error}")
+            raise
+        finally:
+            if not self._leaving:
+                self.manager.send("STOPPING=1")
+                if held.device_number is not None:
+                    detach(held.options.mount_point, held.device_number)
+                if self.store:
+                    self.manager.discard([*held.descriptors, handover.DOCUMENT])
+            if self._keepalive >= 0:
+                os.write(self._keepalive, b"done")
+                os.close(self._keepalive)
+
+    def _watch(self, held: Held, served: int, upgrades: Upgrades) -> None:
         """Wait for the end, which is an unmount; a signal to us unmounts, a worker that dies gets a successor."""
-        record = session.record
+        record = held.session.record
         deaths = Deaths(record)
-        pulse = Pulse(session)
-        watch = MountWatch(device_number) if self._meta else None
+        pulse = Pulse(held.session)
+        beat = Beat(record)
+        watch = MountWatch(held.device_number) if self._meta and held.device_number is not None else None
+        retiring = self._asker is not None
+        hear = -1
+        if served and not retiring:
+            self._serving(held)
+        elif not served:
+            served, hear = self._start_successor(held)
         while True:
             if watch and watch.gone():
                 self._let_go()
-            happened = self._processes.wait(*(watch.descriptors if watch else ()), timeout=PULSE_SECONDS)
+            waiting = [*upgrades.descriptors, *([hear] if hear >= 0 else []), *(watch.descriptors if watch else ())]
+            happened = self._processes.wait(*waiting, timeout=PULSE_SECONDS)
+            if hear in happened.readable:
+                hear = self._hear_successor(held, hear)
             if served in happened.ended:
                 status = happened.ended[served]
                 # Without the mount's own files nobody can take over.
                 if status == 0 or (watch and not self._meta):
                     return
-                if deaths.another():
-                    raise MountError(
-                        f"{MAX_DEATHS} workers in a row have ended without having served anything, the last one with "
-                        f"status {status}; unmounted"
-                    )
-                log.warning("worker %d has ended with status %d; another one takes over", served, status)
-                session.drain()
-                record.taken_over()
-                served = self._fork_worker(session, -1, agreed)
+                if not retiring:
+                    if deaths.another():
+                        raise MountError(
+                            f"{MAX_DEATHS} workers in a row have ended without having served anything, the last one "
+                            f"with status {status}; unmounted"
+                        )
+                    log.warning("worker %d has ended with status %d; another one takes over", served, status)
+                retiring = False
+                if hear >= 0:
+                    os.close(hear)
+                served, hear = self._start_successor(held)
                 deaths.begin()
                 pulse.begin()
             elif pulse.lost():
                 log.error("worker %d has not answered for %.0f seconds; it is replaced", served, HUNG_SECONDS)
                 os.kill(served, signal.SIGKILL)
                 pulse.begin()
-            if happened.stop and not unmount(self.options.mount_point, device_number):
-                # Detached already, and somebody still has a file open: the second request to stop means it.
+            elif beat.steady and self.manager.watchdog:
+                self.manager.send("WATCHDOG=1")
+            if happened.stop and self._told_to_stop(held):
                 return
+            if (asker := upgrades.due(happened, held)) is not None:
+                self._execute_successor(replace(held, meta=self._meta), served, asker)
+
+    def _start_successor(self, held: Held) -> tuple[int, int]:
+        """Start a worker that goes on where the last one stopped; its pid, and where it says that it serves."""
+        held.session.drain()
+        held.session.record.taken_over()
+        hear, speak = os.pipe()
+        pid = self._fork_worker(held.session, speak, held.agreed, hear, successor=True)
+        os.close(speak)
+        return pid, hear
+
+    def _hear_successor(self, held: Held, hear: int) -> int:
+        """A worker that took over has something to say, or has died; the pipe is closed after that."""
+        if os.read(hear, 65536).startswith(b"{") and held.session.record.takeovers:
+            self._serving(held)
+        os.close(hear)
+        return -1
+
+    def _serving(self, held: Held) -> None:
+        """Tell those who wait for it that the mount is served."""
+        takeovers = held.session.record.takeovers
+        more = f", {takeovers} takeovers" if takeovers else ""
+        self.manager.ready(f"serving {held.options.device} at {held.options.mount_point}{more}")
+        if self._asker is not None:
+            log.info("this is version %s now", __version__)
+            self._asker.tell(version=__version__, pid=os.getpid())
+            self._asker = None
+
+    def _tell_progress(self, session: Session) -> None:
+        done, expected = Namespace.progress_of(session.namespace)
+        if self.manager.present:
+            self.manager.status(f"replaying the log: {done} of {expected} entries" if expected else "mounting")
+
+    def _told_to_stop(self, held: Held) -> bool:
+        """Unmount, and say whether there is nothing left to wait for."""
+        if self.store:
+            # Whoever stops the service for good unmounts first; this is the way to its next start.
+            self._leaving = True
+            return True
+        # Detached already, and somebody still has a file open: the second request to stop means it.
+        return held.device_number is None or not unmount(held.options.mount_point, held.device_number)
+
+    def _execute_successor(self, held: Held, served: int, asker: Asker) -> None:
+        """Become the program that is installed now. Returns only if that fails."""
+        self._processes.hold_back_signals()
+        descriptors = {**held.descriptors, **held.release, "asker": asker.connection.fileno()}
+        if self._keepalive >= 0:
+            descriptors["keepalive"] = self._keepalive
+        document = handover.write(
+            held.document(
+                descriptors=descriptors,
+                worker=served,
+                reaper=self._reaper,
+                store=self.store,
+            )
+        )
+        log.info("version %s gives the mount to the installed program", __version__)
+        try:
+            privileges.pass_on(_kept(held))
+            for descriptor in (document, *descriptors.values()):
+                os.set_inheritable(descriptor, True)
+            os.execv(sys.executable, program("serve", document))
+        except (OSError, FamfsError) as error:
+            asker.tell(error=f"the installed program cannot be executed: {error}; the running server goes on")
+            for descriptor in (document, *descriptors.values()):
+                os.set_inheritable(descriptor, False)
+            os.close(document)
+            privileges.keep_only(_kept(held), for_successor=True)
+            self._processes.let_signals_come()
+
+
+def _kept(held: Held) -> tuple[int, ...]:
+    """The capabilities that holding a mount takes: what unmounting needs, if that is done here."""
+    return () if held.device_number is None else (privileges.CAP_SYS_ADMIN,)
 
 
 def _open_fuse() -> int:

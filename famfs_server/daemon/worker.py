@@ -50,6 +50,8 @@ Message = dict[str, str | int | list[str]]
 SWITCH_SECONDS = 5e-5
 GARBAGE_THRESHOLD = 20_000
 """New objects between two searches for garbage: a batch of files makes a hundred thousand of them, none in a cycle."""
+CLAIM_SECONDS = 5.0
+"""How long a worker waits for one that has been killed and is not gone yet."""
 BEAT_SECONDS = 1.0
 """How often the control plane shows that it is alive."""
 
@@ -79,6 +81,8 @@ class Assignment:
     """Whether the caller's terminal and pipes are given back once the worker serves."""
     meta: MetaFiles | None = None
     """Superblock and log of a device in famfs mode; without them the worker maps the device itself."""
+    successor: bool = False
+    """Whether another worker has served before."""
 
 
 def run(assignment: Assignment) -> int:
@@ -99,7 +103,7 @@ def run(assignment: Assignment) -> int:
     try:
         return _serve(assignment)
     except FamfsError as error:
-        if assignment.messages < 0:
+        if assignment.successor:
             log.error("cannot take over: %s", error)
         tell(assignment.messages, {"error": str(error), "status": error.exit_status})
     except Exception as error:
@@ -117,6 +121,7 @@ def tell(descriptor: int, message: Message) -> None:
 
 
 def ready_message(negotiated: Negotiated) -> Message:
+    """What was negotiated, as JSON knows it."""
     decision = negotiated.decision
     return {
         "init": negotiated.init.hex(),
@@ -134,7 +139,7 @@ def failure(message: dict[str, Any]) -> FamfsError:
 
 
 def negotiated(message: dict[str, Any]) -> Negotiated:
-    """What a worker's ready message says."""
+    """What `ready_message` wrote. Raises UsageError for a dialect that is not known here."""
     candidates = tuple(by_name(name) for name in message["candidates"])
     return Negotiated(bytes.fromhex(message["init"]), Decision(message["data_path"], message["reason"], candidates))
 
@@ -149,11 +154,14 @@ def leave_terminal() -> None:
 
 def _serve(assignment: Assignment) -> int:
     options, session, takeover = assignment.options, assignment.session, assignment.takeover
+    claim = session.record.claim(CLAIM_SECONDS)
+    if claim is None:
+        raise MountError("another process still reads the requests of this mount")
     memory = assignment.meta.memory(assignment.device) if assignment.meta else assignment.device.memory()
     volume = Volume(memory, assignment.host, assignment.device.path, state=session.namespace)
     volume.progress = session.record.working
     channel = Channel(session)
-    if takeover is None or assignment.messages >= 0:
+    if not assignment.successor:
         _report_damage(volume)
     if takeover is None:
         decision = decide_data_path(channel.read_init(), channel.fuse, options, assignment.device)
@@ -176,14 +184,14 @@ def _serve(assignment: Assignment) -> int:
     filesystem = FileSystem(volume, settings)
     privileges.drop_all()
     prctl.set_pdeathsig(signal.SIGKILL)
-    notifier = _start_notifier(assignment)
+    notifier = _start_notifier(assignment, claim)
     filesystem.notify = notifier.put
     pyfuse3.init(FamfsOperations(filesystem), f"/dev/fd/{channel.libfuse_end.fileno()}", {"fsname=famfs"})
     trio.run(_main, assignment, filesystem, channel, decision, notifier, memory)
     return 0
 
 
-def _start_notifier(assignment: Assignment) -> Notifier:
+def _start_notifier(assignment: Assignment, claim: int) -> Notifier:
     """Fork the process that writes notifications, before there is any thread. It ends with the worker, unless it is
     waiting in the kernel just then; the next worker's answers release it."""
     source, sink = os.pipe()
@@ -193,6 +201,7 @@ def _start_notifier(assignment: Assignment) -> Notifier:
             prctl.set_name("famfs-notifier")
             prctl.set_pdeathsig(signal.SIGKILL)
             os.close(sink)
+            os.close(claim)
             if assignment.meta:
                 assignment.meta.close()
             if assignment.background:

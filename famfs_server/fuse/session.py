@@ -6,10 +6,13 @@ at any moment the record shows which one was in hand, and a successor or the sup
 help (decisions 15, 16).
 """
 
+import fcntl
 import logging
 import mmap
 import os
 import socket
+import struct
+import time
 from dataclasses import dataclass
 from typing import Self
 
@@ -28,6 +31,10 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
 _RING = 64
 _ANSWERED, _LAST, _RELAYED, _RETURNED, _BEAT, _POISON, _TAKEOVERS, _WORK, _LOG_LEVEL, _RING_AT = range(10)
+RECORD_LAYOUT = 1
+"""To be raised when the words of the record, or the buffer behind them, change their places or meanings."""
+_FLOCK = struct.Struct("hhqqi4x")
+_CLAIM_RETRY_SECONDS = 0.002
 _UNIQUE_OFFSET = 8
 
 
@@ -48,6 +55,25 @@ class SessionRecord:
         fd = os.memfd_create("famfs-session", os.MFD_CLOEXEC)
         os.ftruncate(fd, mmap.PAGESIZE + BUFFER)
         return cls(fd)
+
+    def claim(self, seconds: float) -> int | None:
+        """Become the one process that reads requests, as soon as the one before is gone; at most `seconds` from now.
+
+        The result is a descriptor: the claim lasts until it is closed, by this process and those that it forks. Nothing
+        when another process lives on. A request that it reads now would be lost with it.
+        """
+        descriptor = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0))
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(descriptor)
+                    return None
+                time.sleep(_CLAIM_RETRY_SECONDS)
+            else:
+                return descriptor
 
     # -- written by the request plane -----------------------------------------------------------
 

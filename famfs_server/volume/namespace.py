@@ -42,7 +42,7 @@ PROVISIONAL_ROWS = 1 << 14
 """Rows behind those of the log, for files that are not logged yet (volume/provisional.py)."""
 _HEADER_WORDS = 16
 _IDENTITY, _PUBLISHED, _NAMES_USED, _EXTENTS_USED, _STARTED, _LOCAL_CHANGES, _MADE, _VOLUME = range(8)
-_KEY, _KEY_2, _CAPACITY = range(8, 11)
+_KEY, _KEY_2, _CAPACITY, _EXPECTED = range(8, 12)
 LAYOUT = 1
 """To be raised when what the columns hold changes its meaning and their places do not."""
 
@@ -203,10 +203,11 @@ class Namespace:
         return int.from_bytes(os.pread(fd, 8, 8 * _IDENTITY), sys.byteorder)
 
     @staticmethod
-    def replayed_in(fd: int) -> int:
-        """How many log entries the tree in the memfd `fd` holds the outcome of, while another process fills it."""
-        published = int.from_bytes(os.pread(fd, 8, 8 * _PUBLISHED), sys.byteorder)
-        return max(0, published - FIRST_NODEID)
+    def progress_of(fd: int) -> tuple[int, int]:
+        """How many log entries the tree in the memfd `fd` holds the outcome of, and how many it is to hold when the
+        replay that another process is at has ended."""
+        published, expected = (int.from_bytes(os.pread(fd, 8, 8 * at), sys.byteorder) for at in (_PUBLISHED, _EXPECTED))
+        return max(0, published - FIRST_NODEID), expected
 
     @classmethod
     def provisional_in(cls, fd: int) -> int:
@@ -266,6 +267,10 @@ class Namespace:
     def replayed(self) -> int:
         """The number of log entries that the tree holds the outcome of."""
         return self._header[_PUBLISHED] - FIRST_NODEID
+
+    def expect(self, entries: int) -> None:
+        """Say that a replay up to this entry begins, for those who wait for its end."""
+        self._header[_EXPECTED] = entries
 
     @property
     def started(self) -> int:

@@ -171,6 +171,7 @@ class Volume:
         return tree, space, Replay(tree, space, bulk=bulk)
 
     def _load(self, end: int) -> None:
+        self.namespace.expect(end)
         for stop in self._replay.run(self._memory, end):
             self.stop = stop
         self._settled = True

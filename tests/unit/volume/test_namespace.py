@@ -94,10 +94,11 @@ def test_another_program_that_is_given_the_memory_file(tree: Namespace) -> None:
     names = [b"file %d" % number for number in range(500)]
     nodeids = [add(tree, directory, name, directory=False)[0] for name in names]
     tree.serial[7] = 1 << 62 | 7
+    tree.expect(1000)
     code = f"""
 from famfs_server.volume.namespace import IDENTITY, Namespace
 assert Namespace.identity_of({tree.fd}) == IDENTITY
-assert Namespace.replayed_in({tree.fd}) == 501
+assert Namespace.progress_of({tree.fd}) == (501, 1000)
 assert Namespace.provisional_in({tree.fd}) == 1
 tree = Namespace.resume({CAPACITY}, {tree.fd})
 print([tree.lookup({directory}, b"file %d" % number) for number in range(501)])
