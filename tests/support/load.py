@@ -23,11 +23,11 @@ MIXED = ("look", "write", "listing", "directories", "files", "files")
 NAMES = 3000
 PATTERN = random.Random(7).randbytes(3 * MIB + 17)
 
-# Repeats the calls of one kind until the time is up, and prints how often each was made, what failed, and how long the
-# longest took. `made` is what the log must hold afterwards.
+# Repeats the calls of one kind until the time is up, or until it is told that it is enough, and prints how often each
+# was made, what failed, and how long the longest took. `made` is what the log must hold afterwards.
 LOAD = """
 import errno, hashlib, json, os, random, sys, time
-root, kind, seconds, number = ".", sys.argv[2], float(sys.argv[3]), sys.argv[4]
+root, kind, seconds, number, enough = ".", sys.argv[2], float(sys.argv[3]), sys.argv[4], sys.argv[5]
 os.chdir(sys.argv[1])
 rng = random.Random(number)
 calls, failures, made, longest = {}, [], {}, [0.0, ""]
@@ -95,8 +95,9 @@ def files():
 
 with open(root + "/pattern", "rb") as source:
     pattern = source.read()
+open(enough + number, "w").close()
 act = {"look": look, "write": write, "listing": listing, "directories": directories, "files": files}[kind]
-while time.monotonic() < deadline:
+while time.monotonic() < deadline and not os.path.exists(enough):
     try:
         act()
     except Exception as error:
@@ -113,16 +114,27 @@ class Load:
     def __init__(self, mount: Mount, kinds: Sequence[str], seconds: float) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._outputs = [mount.site.directory / f"load{number}" for number in range(len(kinds))]
+        folder = mount.site.directory / f"load-{time.monotonic_ns()}"
+        folder.mkdir()
+        self._enough = folder / "enough"
         for number, (kind, path) in enumerate(zip(kinds, self._outputs, strict=True)):
             words = [sys.executable, "-I", "-S", "-c", LOAD, str(mount.path), kind, str(seconds), str(number)]
+            words.append(str(self._enough))
             # Not a pipe: that would hold up who has much to say, and nobody would use the mount any more.
             with path.open("wb") as output:
                 self._processes.append(subprocess.Popen(words, stdout=output))
+        if not wait_for(lambda: len(list(folder.iterdir())) == len(kinds), 20):
+            self.kill()
+            raise AssertionError("the load does not begin")
 
     @property
     def running(self) -> bool:
         """Whether any of them has not finished."""
         return any(process.poll() is None for process in self._processes)
+
+    def enough(self) -> None:
+        """Have them finish what they are at."""
+        self._enough.touch()
 
     def reports(self) -> list[dict[str, Any]]:
         """What they have to say at the end."""
