@@ -187,10 +187,21 @@ class FileSystem:
     def names_behind(self, directory: int, cookie: int, count: int) -> tuple[list[bytes], list[int]]:
         """The names and nodeids of up to `count` entries that the log has made, behind that of `cookie`."""
         tree = self.namespace
-        if cookie > DOTDOT and not (tree.exists(cookie) and tree.parent[cookie] == directory):
-            raise refusal(errno.EINVAL)
+        self._require_cookie(directory, cookie)
         nodes = list(islice(tree.children(directory, cookie if cookie > DOTDOT else 0), count))
         return tree.names(nodes), nodes
+
+    def dirents(self, directory: int, cookie: int, size: int) -> bytes:
+        """READDIR records of the entries that the log has made behind that of `cookie`, in at most `size` bytes."""
+        self._require_cookie(directory, cookie)
+        tree = self.namespace
+        first = tree.next_sibling[cookie] if cookie > DOTDOT else tree.first_child[directory]
+        return tree.dirents(first, size)
+
+    def _require_cookie(self, directory: int, cookie: int) -> None:
+        tree = self.namespace
+        if cookie > DOTDOT and not (tree.exists(cookie) and tree.parent[cookie] == directory):
+            raise refusal(errno.EINVAL)
 
     @property
     def listing_state(self) -> tuple[int, int]:

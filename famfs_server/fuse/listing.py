@@ -54,19 +54,17 @@ _PADDING = [b"\0" * (-length % 8) for length in range(8)]
 class Window:
     """The records of consecutive entries of one directory, all of which the log has made."""
 
-    def __init__(self, filesystem: FileSystem, directory: int, cookie: int, *, full: bool, count: int = WINDOW) -> None:
+    def __init__(self, filesystem: FileSystem, directory: int, cookie: int, *, count: int = WINDOW) -> None:
         """Prepare `count` entries behind `cookie`, which is the nodeid of one or that of `..` (decisions 2).
 
-        `full` records make the kernel know each file, so that a stat of it costs nothing; the others only name it, and
-        cost the kernel a fifth.
+        The records make the kernel know each file, so that a stat of it costs nothing.
         """
         self.directory = directory
-        self.full = full
         self._count = count
         self.state = filesystem.listing_state
         names, nodes = filesystem.names_behind(directory, cookie, count)
         lengths = [len(name) for name in names]
-        heads = self._heads(filesystem, np.array(nodes, np.int64), np.array(lengths, np.uint32), full).tobytes()
+        heads = self._heads(filesystem, np.array(nodes, np.int64), np.array(lengths, np.uint32)).tobytes()
         size = _RECORD.itemsize
         parts: list[bytes] = []
         for start, name in zip(range(0, len(heads), size), names, strict=True):
@@ -77,15 +75,13 @@ class Window:
         self._positions = {cookie: 0}
 
     @staticmethod
-    def _heads(filesystem: FileSystem, nodes: np.ndarray, lengths: np.ndarray, full: bool) -> np.ndarray:
+    def _heads(filesystem: FileSystem, nodes: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         tree = filesystem.namespace
         heads = np.zeros(len(nodes), _RECORD)
         heads["dirent_ino"] = heads["offset"] = nodes
         heads["namelen"] = lengths
         modes = np.frombuffer(tree.mode, np.uint32)[nodes]
         heads["type"] = modes >> 12
-        if not full:
-            return heads
         heads["nodeid"] = heads["ino"] = nodes
         heads["entry_valid"] = heads["attr_valid"] = filesystem.settings.timeout
         heads["size"] = sizes = np.frombuffer(tree.size, np.uint64)[nodes]
@@ -101,15 +97,16 @@ class Window:
         heads["blksize"] = BLOCK_SIZE
         return heads
 
-    def serves(self, filesystem: FileSystem, directory: int, cookie: int, *, full: bool) -> bool:
-        """Whether the entries behind `cookie` are here as they are wanted and still as they were."""
-        return (
-            directory == self.directory
-            and full == self.full
-            and cookie in self._positions
-            and (self._positions[cookie] < len(self._ends) or len(self._ends) < self._count)
-            and self.state == filesystem.listing_state
-        )
+    def serves(self, filesystem: FileSystem, directory: int, cookie: int, size: int) -> bool:
+        """Whether `size` bytes of the entries behind `cookie`, or all that there are, are here as they are wanted and
+        still as they were."""
+        if directory != self.directory or self.state != filesystem.listing_state:
+            return False
+        first = self._positions.get(cookie)
+        if first is None:
+            return False
+        start = self._ends[first - 1] if first else 0
+        return len(self._data) - start >= size or len(self._ends) < self._count
 
     def take(self, cookie: int, size: int) -> memoryview:
         """As many whole records behind `cookie` as fit into `size` bytes; none at the end of the directory."""

@@ -19,6 +19,8 @@ WANTED = (
     InitFlag.ASYNC_READ
     | InitFlag.BIG_WRITES
     | InitFlag.DO_READDIRPLUS
+    # A listing tells all about its files only as long as somebody looks at them.
+    | InitFlag.READDIRPLUS_AUTO
     # libfuse 3.14 leaves it out, and lookups in one directory then come one after the other.
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES
@@ -47,7 +49,6 @@ FORBIDDEN = (
     | InitFlag.SPLICE_READ
     # An mtime that changes would tear mappings down.
     | InitFlag.AUTO_INVAL_DATA
-    | InitFlag.READDIRPLUS_AUTO
     # The memory is shared with other hosts: nothing may linger in a page cache.
     | InitFlag.WRITEBACK_CACHE
     # The kernel checks permissions by mode, applies the umask and clears setuid bits; we do none of it.

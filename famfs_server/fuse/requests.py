@@ -98,7 +98,8 @@ _REQUEST: Final = Struct("<IIQQ")
 _MAKING: Final[dict[int, int]] = {Opcode.MKDIR: abi.MKDIR_IN.size, Opcode.CREATE: abi.CREATE_IN.size}
 """Requests that make a name, and the bytes of their bodies before it."""
 
-_DOTS: Final = 2 * abi.direntplus_size(2)
+_DOTS: Final = 2 * abi.dirent_size(2)
+_PLUS_DOTS: Final = 2 * abi.direntplus_size(2)
 """Bytes that the records of `.` and `..` take."""
 
 _NSEC = 10**9
@@ -133,8 +134,6 @@ class RequestPlane:
         self._buffer = self._view = session.record.buffer
         self._poison = session.record.poison
         self._window: Window | None = None
-        self._named_only = self._stat_hungry = 0
-        """The directory whose listing gave names only, and the one whose reader then asked for more."""
         known: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
@@ -225,8 +224,6 @@ class RequestPlane:
     def _lookup(self, unique: int, nodeid: int, length: int) -> None:
         # A name with a slash or a NUL in it is the name of nothing, and needs no look at it.
         node = self._fs.lookup(nodeid, self._buffer[_BODY : length - 1].tobytes())
-        if nodeid == self._named_only:
-            self._stat_hungry = nodeid
         if node:
             self._entry(unique, node)
         else:
@@ -392,51 +389,58 @@ class RequestPlane:
         reply(self._fuse, abi.OPEN_REPLY.pack(32, 0, unique, 0, 0, 0))
 
     def _readdir(self, unique: int, nodeid: int, length: int) -> None:
-        _, cookie, size, _, _, _ = abi.READ_IN.unpack_from(self._buffer, _BODY)
-        fs = self._fs
-        fs.opendir(nodeid)
-        mode = self._tree.mode
-        records: list[bytes] = []
-        room = size
-        for place, node, name in fs.entries(nodeid, cookie):
-            need = (abi.DIRENT.size + len(name) + 7) & ~7
-            if need > room:
-                break
-            room -= need
-            records.append(
-                abi.DIRENT.pack(node, place, len(name), mode[fs.row(node)] >> 12) + name.ljust(need - 24, b"\0")
-            )
-        self._listing(unique, records, size - room)
+        self._list(unique, nodeid, plus=False)
 
     def _readdirplus(self, unique: int, nodeid: int, length: int) -> None:
+        self._list(unique, nodeid, plus=True)
+
+    def _list(self, unique: int, nodeid: int, *, plus: bool) -> None:
+        """Which of the two is asked for is the kernel's choice: it wants to know all about the first entries, and about
+        later ones if somebody has looked at files of the directory meanwhile (READDIRPLUS_AUTO)."""
         _, cookie, size, _, _, _ = abi.READ_IN.unpack_from(self._buffer, _BODY)
         fs = self._fs
         fs.opendir(nodeid)
         if cookie < DOTDOT:
             fs.follow()
-        window = self._window
-        if fs.has_provisional or (cookie < DOTDOT and size < _DOTS):
-            self._listing(unique, *self._records(nodeid, cookie, size))
+        one_by_one, dots_size = (self._plus_records, _PLUS_DOTS) if plus else (self._records, _DOTS)
+        if fs.has_provisional or (cookie < DOTDOT and size < dots_size):
+            records, used = one_by_one(nodeid, cookie, size)
+            reply(self._fuse, b"".join([abi.OUT_HEADER.pack(16 + used, 0, unique), *records]))
             return
         dots = b""
         first = cookie < DOTDOT
         if first:
             # `.` and `..` depend on who asks for what is left of them; they are made one by one.
-            records, used = self._records(nodeid, cookie, _DOTS)
+            records, used = one_by_one(nodeid, cookie, dots_size)
             dots, size, cookie = b"".join(records), size - used, DOTDOT
-        # The first reply tells the kernel all about the files, which is all that a small directory needs. Later ones
-        # do so only for a reader who has asked for files that it had only been given the names of.
-        full = first or self._stat_hungry == nodeid
-        if window is None or not window.serves(fs, nodeid, cookie, full=full):
-            count = min(WINDOW, size // abi.DIRENTPLUS.size + 1) if first else WINDOW
-            self._window = window = Window(fs, nodeid, cookie, full=full, count=count)
-        if not full:
-            self._named_only = nodeid
-        data = window.take(cookie, size)
+        data = self._described(nodeid, cookie, size, first=first) if plus else fs.dirents(nodeid, cookie, size)
         total = 16 + len(dots) + len(data)
         os.writev(self._fuse, [abi.OUT_HEADER.pack(total, 0, unique), dots, data])
 
+    def _described(self, directory: int, cookie: int, size: int, *, first: bool) -> memoryview:
+        """READDIRPLUS records of what the log has made, from the window that holds them, or from a new one."""
+        window = self._window
+        if window is None or not window.serves(self._fs, directory, cookie, size):
+            # Behind the first request the next one is likely to want names alone.
+            count = min(WINDOW, size // abi.DIRENTPLUS.size + 1) if first else WINDOW
+            self._window = window = Window(self._fs, directory, cookie, count=count)
+        return window.take(cookie, size)
+
     def _records(self, directory: int, cookie: int, size: int) -> tuple[list[bytes], int]:
+        """READDIR records one by one, and the bytes that they take."""
+        fs, mode = self._fs, self._tree.mode
+        records: list[bytes] = []
+        room = size
+        for place, node, name in fs.entries(directory, cookie):
+            need = abi.dirent_size(len(name))
+            if need > room:
+                break
+            room -= need
+            head = abi.DIRENT.pack(node, place, len(name), mode[fs.row(node)] >> 12)
+            records.append((head + name).ljust(need, b"\0"))
+        return records, size - room
+
+    def _plus_records(self, directory: int, cookie: int, size: int) -> tuple[list[bytes], int]:
         """READDIRPLUS records one by one, and the bytes that they take."""
         fs = self._fs
         records: list[bytes] = []
@@ -453,11 +457,8 @@ class RequestPlane:
             timeout = fs.timeout(node)
             kind = attributes[9] >> 12
             head = abi.DIRENTPLUS.pack(entry, 0, timeout, timeout, 0, 0, *attributes, node, place, len(name), kind)
-            records.append(head + name.ljust(need - abi.DIRENTPLUS.size, b"\0"))
+            records.append((head + name).ljust(need, b"\0"))
         return records, size - room
-
-    def _listing(self, unique: int, records: list[bytes], size: int) -> None:
-        reply(self._fuse, b"".join([abi.OUT_HEADER.pack(16 + size, 0, unique), *records]))
 
     # -- extent maps ----------------------------------------------------------------------------
 

@@ -80,10 +80,10 @@ static PyObject *name_hash(PyObject *module, PyObject *const *arguments, Py_ssiz
                                                (size_t)PyBytes_GET_SIZE(arguments[2])));
 }
 
-enum { SLOTS, PARENTS, OFFSETS, LENGTHS, NEXT, FIRST, LAST, TEXT, COLUMNS };
+enum { SLOTS, PARENTS, OFFSETS, LENGTHS, NEXT, FIRST, LAST, MODES, TEXT, COLUMNS };
 
 /* Bytes of one item of each column. */
-static const Py_ssize_t item_sizes[COLUMNS] = {4, 4, 8, 1, 4, 4, 4, 1};
+static const Py_ssize_t item_sizes[COLUMNS] = {4, 4, 8, 1, 4, 4, 4, 4, 1};
 
 typedef struct {
     PyObject_HEAD
@@ -114,8 +114,9 @@ static PyObject *index_new(PyTypeObject *type, PyObject *arguments, PyObject *ke
         PyErr_SetString(PyExc_TypeError, "Index takes no keywords");
         return NULL;
     }
-    if (!PyArg_ParseTuple(arguments, "SOOOOOOOO", &key, &buffers[SLOTS], &buffers[PARENTS], &buffers[OFFSETS],
-                          &buffers[LENGTHS], &buffers[NEXT], &buffers[FIRST], &buffers[LAST], &buffers[TEXT]))
+    if (!PyArg_ParseTuple(arguments, "SOOOOOOOOO", &key, &buffers[SLOTS], &buffers[PARENTS], &buffers[OFFSETS],
+                          &buffers[LENGTHS], &buffers[NEXT], &buffers[FIRST], &buffers[LAST], &buffers[MODES],
+                          &buffers[TEXT]))
         return NULL;
     if (PyBytes_GET_SIZE(key) != KEY_SIZE)
         return PyErr_Format(PyExc_ValueError, "a key has %d bytes", KEY_SIZE);
@@ -223,7 +224,51 @@ static PyObject *index_link(Index *self, PyObject *const *arguments, Py_ssize_t 
     Py_RETURN_TRUE;
 }
 
+/* The kernel's struct fuse_dirent (protocol 6.2), without its name. */
+typedef struct {
+    uint64_t ino, offset;
+    uint32_t namelen, type;
+} Dirent;
+
+static PyObject *index_dirents(Index *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    const uint32_t *next = COLUMN(self, NEXT, uint32_t), *modes = COLUMN(self, MODES, uint32_t);
+    const uint64_t *offsets = COLUMN(self, OFFSETS, uint64_t);
+    const uint8_t *lengths = COLUMN(self, LENGTHS, uint8_t);
+    uint64_t text = (uint64_t)self->columns[TEXT].len, node;
+    Py_ssize_t size, used = 0;
+    PyObject *records;
+    char *at;
+
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "dirents takes a nodeid and a size");
+    node = PyLong_AsUnsignedLongLong(arguments[0]);
+    size = PyLong_AsSsize_t(arguments[1]);
+    if (PyErr_Occurred())
+        return NULL;
+    records = PyBytes_FromStringAndSize(NULL, size < 0 ? 0 : size);
+    if (!records)
+        return NULL;
+    at = PyBytes_AS_STRING(records);
+    for (; node && node < self->rows && offsets[node] <= text && lengths[node] <= text - offsets[node];
+         node = next[node]) {
+        Dirent record = {node, node, lengths[node], modes[node] >> 12};
+        Py_ssize_t need = (Py_ssize_t)((sizeof record + record.namelen + 7) & ~(size_t)7);
+
+        if (need > size - used)
+            break;
+        memset(at + used + need - 8, 0, 8);
+        memcpy(at + used, &record, sizeof record);
+        memcpy(at + used + sizeof record, COLUMN(self, TEXT, char) + offsets[node], record.namelen);
+        used += need;
+    }
+    _PyBytes_Resize(&records, used);
+    return records;
+}
+
 static PyMethodDef index_methods[] = {
+    {"dirents", (PyCFunction)(void (*)(void))index_dirents, METH_FASTCALL,
+     "dirents(nodeid, size)\n--\n\nREADDIR records of a node and its later siblings, as many as fit into `size` bytes."},
     {"find", (PyCFunction)(void (*)(void))index_find, METH_FASTCALL,
      "find(parent, name)\n--\n\nThe nodeid of a name in a directory, or 0."},
     {"link", (PyCFunction)(void (*)(void))index_link, METH_FASTCALL,
@@ -237,7 +282,7 @@ static PyType_Slot index_slots[] = {
     {Py_tp_dealloc, index_free},
     {Py_tp_methods, index_methods},
     {Py_tp_doc, "Index(key, slots, parents, name_offsets, name_lengths, next_siblings, first_children, last_children, "
-                "text)\n--\n\nThe index of names over columns that lie elsewhere."},
+                "modes, text)\n--\n\nThe index of names over columns that lie elsewhere."},
     {0, NULL},
 };
 

@@ -247,10 +247,13 @@ class Namespace:
             self.next_sibling,
             self.first_child,
             self.last_child,
+            self.mode,
             self._map,
         )
         self.lookup: Callable[[int, bytes], int] = index.find
         """The nodeid of a name (the second argument) in the directory with the nodeid of the first, or 0."""
+        self.dirents: Callable[[int, int], bytes] = index.dirents
+        """READDIR records (protocol 6.2) of a node and its later siblings, as many as fit into that many bytes."""
         self.link: Callable[[int, int, bytes], bool] = index.link
         """The last step of `attach`, for callers that have stored the name already."""
 

@@ -3,6 +3,7 @@
 
 import json
 import random
+import struct
 import subprocess
 import sys
 
@@ -54,14 +55,14 @@ def test_wrong_arguments() -> None:
 
 
 def columns(rows: int, slots: int) -> list[memoryview]:
-    """Slots, parents, offsets, lengths, next siblings, first and last children, and a text of 100 bytes."""
+    """Slots, parents, offsets, lengths, next siblings, first and last children, modes, and a text of 100 bytes."""
     whole = {"slots": ("I", slots), "parents": ("I", rows), "offsets": ("Q", rows), "lengths": ("B", rows)}
-    whole |= {"next": ("I", rows), "first": ("I", rows), "last": ("I", rows), "text": ("B", 100)}
+    whole |= {"next": ("I", rows), "first": ("I", rows), "last": ("I", rows), "modes": ("I", rows), "text": ("B", 100)}
     return [memoryview(bytearray(memoryview(b"").cast(code).itemsize * n)).cast(code) for code, n in whole.values()]
 
 
 def test_index_against_a_dictionary(rng: random.Random) -> None:
-    _, _, offsets, lengths, following, first, last, text = made = columns(64, 128)
+    _, _, offsets, lengths, following, first, last, _, text = made = columns(64, 128)
     index = Index(rng.randbytes(16), *made)
     known: dict[tuple[int, bytes], int] = {}
     text[:8] = b"abcdefgh"
@@ -83,10 +84,33 @@ def test_index_against_a_dictionary(rng: random.Random) -> None:
     assert all(index.link(node, *place) for place, node in known.items())
 
 
+def test_dirents(rng: random.Random) -> None:
+    _, _, offsets, lengths, following, _, _, modes, text = made = columns(64, 128)
+    index = Index(bytes(16), *made)
+    text[:] = rng.randbytes(100)
+    chain = rng.sample(range(1, 64), 30)
+    expected = []
+    for node, after in zip(chain, [*chain[1:], 0], strict=True):
+        offsets[node], lengths[node], following[node] = rng.randrange(60), rng.randrange(1, 41), after
+        modes[node] = rng.choice([0o40755, 0o100644])
+        name = bytes(text[offsets[node] :][: lengths[node]])
+        record = struct.pack("<QQII", node, node, len(name), modes[node] >> 12) + name
+        expected.append(record.ljust(-(-len(record) // 8) * 8, b"\0"))
+    whole = b"".join(expected)
+    for size in (0, len(expected[0]) - 1, len(expected[0]), *range(len(whole) - 50, len(whole) + 50)):
+        count, used = 0, 0
+        while count < len(expected) and used + len(expected[count]) <= size:
+            used += len(expected[count])
+            count += 1
+        assert index.dirents(chain[0], size) == whole[:used]
+    assert index.dirents(0, 100) == b""
+    assert index.dirents(64, 100) == b""
+
+
 def test_index_refuses_what_does_not_fit() -> None:
     key = bytes(16)
     with pytest.raises(ValueError, match="do not fit"):
-        Index(key, *columns(64, 64)[:8])
+        Index(key, *columns(64, 64))
     with pytest.raises(ValueError, match="do not fit"):
         Index(key, *columns(64, 96))
     with pytest.raises(ValueError, match="do not fit"):
@@ -111,3 +135,5 @@ def test_index_survives_columns_that_lie() -> None:
             slots[slot] = nodeid
         offsets[3], lengths[3] = offset, 2
         assert index.find(0, b"ab") == 0
+        if nodeid == 3:
+            assert index.dirents(nodeid, 4096) == b""
