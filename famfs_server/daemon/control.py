@@ -52,6 +52,8 @@ from famfs_server.volume.volume import Volume
 log = logging.getLogger(__name__)
 
 _PEERCRED = struct.Struct("3i")
+_AT_ONCE = 500
+"""Nodes that are gone through before others may have the interpreter."""
 _WATCH_SECONDS = 0.05
 """How often a watcher looks whether there is something to tell. It reads a few words of memory."""
 
@@ -337,6 +339,8 @@ class ControlServer:
                 "inode %d mode %o size %d path %r", nodeid, tree.mode[nodeid], tree.size[nodeid], tree.path(nodeid)
             )
             count += 1
+            if not count % _AT_ONCE:
+                self._volume.give_way()
         return _text(f"{count} inodes written to the log\n")
 
     def log_level(self, body: bytes) -> Reply:

@@ -161,6 +161,7 @@ def _serve(assignment: Assignment) -> int:
     volume = Volume(memory, assignment.host, assignment.device.path, state=session.namespace)
     volume.progress = session.record.working
     channel = Channel(session)
+    volume.give_way = channel.give_way
     if not assignment.successor:
         _report_damage(volume)
     if takeover is None:

@@ -126,6 +126,8 @@ class Volume:
         """Whether another host's last entry was only half visible when the log was read last (decisions 7)."""
         self._settled = True
         self.foreign_writer = False
+        self.give_way: Callable[[], None] = lambda: None
+        """Called without the lock between the steps of a computation that takes long."""
         self.progress: Callable[[], None] = lambda: None
         """Called from time to time in work that takes long, to show that it moves."""
         self.being_made: set[tuple[int, bytes]] = set()
@@ -255,6 +257,7 @@ class Volume:
                 self.stop = stop
                 if stop is not None:
                     break
+            self.give_way()
         return self.namespace.replayed - before
 
     def _may_recover(self) -> bool:
