@@ -318,6 +318,13 @@ class ControlServer:
         """GET /pid: the process that serves."""
         return _text(f"{os.getpid()}\n")
 
+    def metrics(self, body: bytes) -> Reply:
+        """GET /metrics: the status as Prometheus reads it."""
+        # Imported by those who want it: the library takes a tenth of a second.
+        from famfs_server.daemon import metrics
+
+        return Reply(200, metrics.exposition([self._status()]), metrics.CONTENT_TYPE)
+
     def icache_stats(self, body: bytes) -> Reply:
         """GET /icache_stats: figures of the namespace as YAML."""
         figures = self._volume.statistics()
@@ -372,6 +379,7 @@ ROUTES: dict[str, dict[str, _Route | _Feed | _Upload]] = {
     "/files": {"PUT": _Upload()},
     "/mkdir": {"POST": _Route(ControlServer.mkdir, restricted=True)},
     "/status": {"GET": _Route(ControlServer.status)},
+    "/metrics": {"GET": _Route(ControlServer.metrics)},
     "/pid": {"GET": _Route(ControlServer.pid)},
     "/icache_stats": {"GET": _Route(ControlServer.icache_stats)},
     "/icache_dump": {"GET": _Route(ControlServer.icache_dump)},
