@@ -3,6 +3,7 @@
 
 import os
 import resource
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
     # What another host's caches still hold of an entry is no damage (decisions 7).
     damage = None if volume.lagging else figures.stop
     return {
+        "taken_at": time.time(),
         "version": __version__,
         "kernel": os.uname().release,
         "device": options.device,
