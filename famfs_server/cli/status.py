@@ -3,7 +3,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -11,7 +11,7 @@ import click
 from famfs_server.cli import program
 from famfs_server.cli.values import NumberType
 from famfs_server.daemon.control_client import ControlClient
-from famfs_server.errors import MountError
+from famfs_server.errors import FamfsError, MountError
 from famfs_server.fuse import mountapi
 from famfs_server.sizes import human_size
 
@@ -23,28 +23,45 @@ Status = Mapping[str, Any]
 @click.option("-w", "--watch", is_flag=True, help="Show it again every second, with rates, until interrupted.")
 @click.option("-n", "--count", type=NumberType("count", 1, 1 << 31), help="With --watch: end after so many times.")
 @click.argument("mount", required=False)
-def command(*, mount: str | None, as_json: bool, watch: bool, count: int | None) -> None:
-    """Show the state of the file system mounted at MOUNT, or of all that are mounted."""
-    clients = [ControlClient.of_mount(point) for point in ([mount] if mount else mount_points())]
-    if as_json:
-        found = [client.status() for client in clients]
-        click.echo(json.dumps(found[0] if mount else found, indent=2))
-        return
+def command(*, mount: str | None, as_json: bool, watch: bool, count: int | None) -> int:
+    """Show the state of the file system mounted at MOUNT, or of all that are mounted.
+
+    Exit status 1: a mount did not answer.
+    """
+    points = [mount] if mount else mount_points()
     if watch:
         before: dict[str, Status] = {}
 
         def look() -> list[str]:
             nonlocal before
-            now: dict[str, Status] = {status["mount_point"]: status for status in map(ControlClient.status, clients)}
+            now = {status["mount_point"]: status for status in ask(points, alone=mount is not None)}
             lines = [line for point, status in now.items() for line in render(status, before.get(point))]
             before = now
             return lines
 
         repeat(look, count)
-        return
-    for client in clients:
-        for line in render(client.status()):
+        return 0
+    found = ask(points, alone=mount is not None)
+    if as_json:
+        click.echo(json.dumps(found[0] if mount else found, indent=2))
+    else:
+        for line in (line for status in found for line in render(status)):
             click.echo(line)
+    return 0 if len(found) == len(points) else 1
+
+
+def ask(points: Sequence[str], *, alone: bool = False) -> list[Status]:
+    """The status of each mount. One that gives none is named on standard error; if it is `alone`, its error is
+    raised."""
+    found: list[Status] = []
+    for point in points:
+        try:
+            found.append(ControlClient.of_mount(point).status())
+        except FamfsError as error:
+            if alone:
+                raise
+            program.warn(str(error))
+    return found
 
 
 def mount_points() -> list[str]:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 import click
 
 from famfs_server.cli import program
-from famfs_server.cli.status import Status, mount_points, opcode_rows, render_requests, repeat
+from famfs_server.cli.status import Status, ask, mount_points, opcode_rows, render_requests, repeat
 from famfs_server.cli.values import NumberType
-from famfs_server.daemon.control_client import ControlClient
 
 _BAR = 40
 
@@ -19,12 +18,12 @@ _BAR = 40
 @click.argument("mount", nargs=-1)
 def command(*, mount: tuple[str, ...], count: int | None, delay: int) -> None:
     """Show the request rates of each MOUNT, or of all mounts, until interrupted."""
-    clients = {point: ControlClient.of_mount(point) for point in mount or mount_points()}
+    points = mount or mount_points()
     before: dict[str, Status] = {}
 
     def look() -> list[str]:
         nonlocal before
-        now: dict[str, Status] = {point: client.status() for point, client in clients.items()}
+        now = {status["mount_point"]: status for status in ask(points, alone=len(points) == 1)}
         lines = [line for point in now for line in _render(now[point], before.get(point))]
         before = now
         return lines
