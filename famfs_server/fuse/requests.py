@@ -419,7 +419,7 @@ class RequestPlane:
         if cookie < DOTDOT:
             fs.follow()
         one_by_one, dots_size = (self._plus_records, _PLUS_DOTS) if plus else (self._records, _DOTS)
-        if fs.has_provisional or (cookie < DOTDOT and size < dots_size):
+        if fs.has_provisional or cookie >= FIRST_PROVISIONAL or (cookie < DOTDOT and size < dots_size):
             records, used = one_by_one(nodeid, cookie, size)
             reply(self._fuse, b"".join([abi.OUT_HEADER.pack(16 + used, 0, unique), *records]))
             return
