@@ -217,5 +217,10 @@ def _open(path: str, writable: bool) -> int:
         return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ENXIO:
-            raise DeviceModeError(f"{path} has no driver bound; bind it to device_dax first") from error
+            # A driver is bound, says sysfs. The kernel forgets such a device when its last user from before closes it.
+            name = os.path.basename(path)
+            raise DeviceModeError(
+                f"{path} does not open any more, because its driver was unbound while it was in use; bind it anew: "
+                f"daxctl disable-device {name} && daxctl enable-device {name}"
+            ) from error
         raise DeviceError(f"{path}: cannot open it: {os.strerror(error.errno or errno.EIO)}") from error

@@ -18,12 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
+import real_device
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 # Seconds, for two slow cores; together they stay below half an hour.
-LIMITS = {"lint": 90, "unit": 240, "twin": 300, "mount": 600, "fuzz": 120, "vm": 480}
+LIMITS = {"lint": 90, "unit": 240, "twin": 300, "mount": 600, "fuzz": 120, "vm": 480, "dax": 900}
 LONG_FACTOR = 10
+
+# Never run unless named: it destroys what is on the device that FAMFS_TEST_DAX names.
+DANGEROUS = "dax"
 
 # An interrupted pytest still tears its fixtures down (unmounts, ends daemons); it gets this long.
 GRACE = 20
@@ -118,7 +123,8 @@ def run_pytest(tier: str, limit: float, environment: dict[str, str], seed: int, 
             status = run([*guests, *options], limit, environment)
         else:
             report = Path(directory) / "junit.xml"
-            tests = [f"tests/{tier}", *options, f"--hypothesis-seed={seed}", f"--junitxml={report}"]
+            folder = ["tests/vm", "--ignore=tests/vm/hosts"] if tier == DANGEROUS else [f"tests/{tier}"]
+            tests = [*folder, *options, f"--hypothesis-seed={seed}", f"--junitxml={report}"]
             status = run([sys.executable, "-m", "pytest", *tests], limit, environment)
         outcomes = outcomes_of(Path(directory))
     skips: dict[str, list[str]] = {}
@@ -146,7 +152,7 @@ def run_pytest(tier: str, limit: float, environment: dict[str, str], seed: int, 
 
 def existing_tiers() -> list[str]:
     """The tiers that have tests in this checkout, in the order in which they run."""
-    return [tier for tier in LIMITS if tier == "lint" or any((ROOT / "tests" / tier).rglob("test_*.py"))]
+    return [tier for tier in LIMITS if tier in ("lint", "dax") or any((ROOT / "tests" / tier).rglob("test_*.py"))]
 
 
 def main() -> int:
@@ -156,7 +162,7 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="random tests try many more cases")
     parser.add_argument("--all", action="store_true", help="tier vm: every kernel of a guest and every mode")
     parser.add_argument("--seed", type=int, default=secrets.randbits(32), help="repeat a random run")
-    parser.add_argument("tier", nargs="*", help=f"of: {', '.join(tiers)} (default: all)")
+    parser.add_argument("tier", nargs="*", help=f"of: {', '.join(tiers)} (default: all but {DANGEROUS})")
     arguments = parser.parse_args()
     for tier in arguments.tier:
         if tier not in tiers:
@@ -164,10 +170,16 @@ def main() -> int:
     environment = dict(os.environ, FAMFS_TEST_SEED=str(arguments.seed))
     if arguments.long:
         environment["FAMFS_TEST_LONG"] = "1"
+    if DANGEROUS in arguments.tier:
+        try:
+            real_device.consent(environment)
+        except real_device.RefusedError as error:
+            print(f"scripts/test: {error}", file=sys.stderr)
+            return 2
 
     print(f"seed {arguments.seed} (repeat with --seed)", flush=True)
     results = []
-    for tier in arguments.tier or tiers:
+    for tier in arguments.tier or [tier for tier in tiers if tier != DANGEROUS]:
         print(f"=== {tier}", flush=True)
         limit = LIMITS[tier] * (LONG_FACTOR if arguments.long or (arguments.all and tier == "vm") else 1)
         start = time.monotonic()

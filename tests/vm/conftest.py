@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's dax devices, and binding them to one driver or another by sysfs.
+"""Dax devices, and binding them to one driver or another by sysfs.
 
-These tests need a machine whose dax devices they may unbind and overwrite: the guest that scripts/vm-test boots.
+These tests need dax devices that they may unbind and overwrite: those of the guest that scripts/vm-test boots, or one
+of the user's (`scripts/test dax`).
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+import real_device
 
 FOLDER = Path(__file__).parent
 DEVICES = Path("/sys/bus/dax/devices")
@@ -23,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips the tests of this folder outside the guest, and gives them time inside an emulated one."""
     for item in items:
         if FOLDER in item.path.parents:
-            if os.environ.get("VM_TEST") != "1":
+            if os.environ.get("VM_TEST") != "1" and real_device.device_name() is None:
                 item.add_marker(pytest.mark.skip(reason="needs the guest that scripts/vm-test boots"))
             elif os.environ.get("VM_TEST_ACCEL") == "tcg" and not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
@@ -39,7 +43,7 @@ def bind(name: str, driver: str | None) -> None:
     """Moves the device to a driver, None for no driver.
 
     `new_id` is what binds a device of special-purpose memory: to plain `bind` the kernel answers ENODEV, since
-    such a device asks for the kmem driver.
+    such a device asks for the kmem driver. One of a pmem namespace goes back to its own driver by `bind` alone.
     """
     bound = bound_driver(name)
     if bound == driver:
@@ -49,12 +53,28 @@ def bind(name: str, driver: str | None) -> None:
         (DRIVERS / bound / "remove_id").write_text(name)
     if driver is not None:
         (DRIVERS / driver / "new_id").write_text(name)
+        if bound_driver(name) is None:
+            (DRIVERS / driver / "bind").write_text(name)
     assert bound_driver(name) == driver
+
+
+def opens(node: Path) -> bool:
+    """Whether the kernel opens a device, which it may not though a driver is bound."""
+    try:
+        os.close(os.open(node, os.O_RDWR))
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")
 def dax_names() -> list[str]:
-    """The names of the guest's dax devices, the smallest first."""
+    """The names of the dax devices, the smallest first."""
+    given = real_device.device_name()
+    if given is not None:
+        return [given]
     return sorted(os.listdir(DEVICES), key=lambda name: (int((DEVICES / name / "size").read_text()), name))
 
 
@@ -71,7 +91,12 @@ def set_mode(dax_names: list[str]) -> Iterator[Callable[[str, str], Path]]:
         if driver is not None and not (DRIVERS / driver).exists():
             pytest.skip(f"this kernel has no {driver} driver")
         bind(name, driver)
-        return Path("/dev", name)
+        node = Path("/dev", name)
+        if driver is not None and not opens(node):
+            # An earlier test had it open while it was unbound and bound again.
+            bind(name, None)
+            bind(name, driver)
+        return node
 
     yield switch
     for name, driver in before.items():

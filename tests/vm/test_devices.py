@@ -103,6 +103,20 @@ def test_an_unbound_device_opens_while_somebody_still_holds_it(name: str, set_mo
     assert outcome(lambda: os.close(os.open(node, os.O_RDWR))) == "ok"
 
 
+def test_a_device_that_was_rebound_while_open_dies_with_its_last_user(name: str, set_mode: SetMode) -> None:
+    """Until it is unbound and bound again."""
+    node = set_mode(name, "devdax")
+    number = os.open(node, os.O_RDWR)
+    set_mode(name, "unbound")
+    set_mode(name, "devdax")
+    assert outcome(lambda: os.close(os.open(node, os.O_RDWR))) == "ok"
+    os.close(number)
+    assert outcome(lambda: os.open(node, os.O_RDWR)) == "ENXIO"
+    set_mode(name, "unbound")
+    set_mode(name, "devdax")
+    assert outcome(lambda: os.close(os.open(node, os.O_RDWR))) == "ok"
+
+
 @dataclass(frozen=True)
 class Row:
     """What a mapping with these flags answers; `unbound` is on a descriptor from before the unbinding."""
