@@ -16,6 +16,7 @@ from famfs_server.cli import program
 from famfs_server.cli.target import NotFamfsError, find_mount, this_host
 from famfs_server.cli.values import NumberType
 from famfs_server.errors import DeviceBusyError, FamfsError, MediaError, UsageError
+from famfs_server.sizes import human_size
 
 if TYPE_CHECKING:
     from famfs_server.volume.check import Report
@@ -118,7 +119,7 @@ def show(outcome: Outcome, *, human: bool, verbose: int, nbuckets: int | None, a
         click.echo(line)
     for action in outcome.repaired:
         click.echo(f"REPAIRED: {action}; the bytes as they were are in {outcome.saved_in}")
-    size = check.human_size if human else str
+    size = human_size if human else str
     for row in buckets:
         click.echo(
             f"bucket {row.number}: used {size(row.used)} free {size(row.free)} largest free {size(row.largest_free)}"

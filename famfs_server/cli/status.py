@@ -1,36 +1,170 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`famfs status`: what a mount tells about itself."""
+"""`famfs status`: what a mount tells about itself, once or again and again."""
 
 import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import click
 
 from famfs_server.cli import program
+from famfs_server.cli.values import NumberType
 from famfs_server.daemon.control_client import ControlClient
+from famfs_server.errors import FamfsError, MountError
+from famfs_server.fuse import mountapi
+from famfs_server.sizes import human_size
+
+Status = Mapping[str, Any]
 
 
 @program.tool("status")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("mount")
-def command(*, mount: str, as_json: bool) -> None:
-    """Show the state of the file system mounted at MOUNT."""
-    found = ControlClient.of_mount(mount).status()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object for MOUNT, a list without.")
+@click.option("-w", "--watch", is_flag=True, help="Show it again every second, with rates, until interrupted.")
+@click.option("-n", "--count", type=NumberType("count", 1, 1 << 31), help="With --watch: end after so many times.")
+@click.argument("mount", required=False)
+def command(*, mount: str | None, as_json: bool, watch: bool, count: int | None) -> int:
+    """Show the state of the file system mounted at MOUNT, or of all that are mounted.
+
+    Exit status 1: a mount did not answer.
+    """
+    points = [mount] if mount else mount_points()
+    if watch:
+        before: dict[str, Status] = {}
+
+        def look() -> list[str]:
+            nonlocal before
+            now = {status["mount_point"]: status for status in ask(points, alone=mount is not None)}
+            lines = [line for point, status in now.items() for line in render(status, before.get(point))]
+            before = now
+            return lines
+
+        repeat(look, count)
+        return 0
+    found = ask(points, alone=mount is not None)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(found[0] if mount else found, indent=2))
+    else:
+        for line in (line for status in found for line in render(status)):
+            click.echo(line)
+    return 0 if len(found) == len(points) else 1
+
+
+def ask(points: Sequence[str], *, alone: bool = False) -> list[Status]:
+    """The status of each mount. One that gives none is named on standard error; if it is `alone`, its error is
+    raised."""
+    found: list[Status] = []
+    for point in points:
+        try:
+            found.append(ControlClient.of_mount(point).status())
+        except FamfsError as error:
+            if alone:
+                raise
+            program.warn(str(error))
+    return found
+
+
+def mount_points() -> list[str]:
+    """Where famfs file systems are mounted. Raises MountError if there is none."""
+    points = [record.mount_point for record in mountapi.find_mounts()]
+    if not points:
+        raise MountError("no famfs file system is mounted")
+    return points
+
+
+def repeat(look: Callable[[], list[str]], count: int | None, seconds: float = 1.0) -> None:
+    """Show what `look` gives, again and again in one place on a terminal; one text after the other elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console()
+    done = 0
+    try:
+        with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+            while True:
+                text = "\n".join(look())
+                if console.is_terminal:
+                    live.update(Text(text), refresh=True)
+                else:
+                    click.echo(text)
+                done += 1
+                if done == count:
+                    return
+                time.sleep(seconds)
+    except KeyboardInterrupt:
         return
-    click.echo(f"{found['device']} on {found['mount_point']}: role {found['role']}, data path {found['data_path']}")
-    click.echo(f"  because {found['reason']}")
-    click.echo(f"  kernel {found['kernel']}, server {found['version']}, uuid {found['uuid']}")
-    entries, space = found["log"], found["space"]
-    click.echo(f"  log {entries['entries']} of {entries['capacity']} entries, {found['files']} files")
-    click.echo(f"  space {space['free']} of {space['capacity']} bytes free")
-    for fault, count in found["skipped"].items():
-        click.echo(f"  {count} entries not shown: {fault.replace('_', ' ')}")
-    if found["damage"]:
-        click.echo(f"  DAMAGED at log entry {found['damage']['index']}: {found['damage']['what']}")
-    if found["lagging"]:
-        click.echo(f"  lagging: log entry {entries['entries']} of another host is not whole yet")
-    if found["foreign_writer"]:
-        click.echo("  TWO MASTERS: somebody else has written to the log; nothing is created until the next mount")
-    if found["takeovers"]:
-        click.echo(f"  {found['takeovers']} takeovers")
+
+
+def render(status: Status, before: Status | None = None) -> Iterator[str]:
+    """The status as lines; with an earlier one, rates instead of sums."""
+    yield f"{status['device']} on {status['mount_point']}: role {status['role']}, data path {status['data_path']}"
+    yield f"  because {status['reason']}"
+    yield f"  kernel {status['kernel']}, server {status['version']}, uuid {status['uuid']}"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status["mounted_since"]))
+    yield f"  mounted since {since}, {status['takeovers']} takeovers, {_memory(status)}"
+    entries, space = status["log"], status["space"]
+    part = _percent(entries["entries"], entries["capacity"])
+    yield f"  log {entries['entries']} of {entries['capacity']} entries{part}"
+    if entries["behind"]:
+        yield f"  {entries['behind']} entries of the log are not read yet"
+    yield f"  {status['files']} files, {status['directories']} directories, {status['not_logged_yet']} not logged yet"
+    used = space["capacity"] - space["free"]
+    yield f"  space {space['free']} of {space['capacity']} bytes free{_percent(used, space['capacity'])}"
+    for fault, number in status["skipped"].items():
+        yield f"  {number} entries not shown: {fault.replace('_', ' ')}"
+    if status["damage"]:
+        yield f"  DAMAGED at log entry {status['damage']['index']}: {status['damage']['what']}"
+    if status["lagging"]:
+        yield f"  lagging: log entry {entries['entries']} of another host is not whole yet"
+    if status["foreign_writer"]:
+        yield "  TWO MASTERS: somebody else has written to the log; nothing is created until the next mount"
+    if status["requests"]["unmapped"]:
+        yield f"  {status['requests']['unmapped']} reads and writes of files that the kernel should have mapped"
+    yield from render_requests(status, before)
+    for line in status["recent"]:
+        when = time.strftime("%H:%M:%S", time.localtime(line["time"]))
+        yield f"  {when} {line['level']}: {line['message']}"
+
+
+def render_requests(status: Status, before: Status | None) -> Iterator[str]:
+    """The opcodes, the busiest first: how many requests or how many a second, and how long they take."""
+    rows = opcode_rows(status, before)
+    if not rows:
+        return
+    number_of = "a second" if before else "count"
+    yield f"  {'request':<16} {number_of:>10} {'errors':>7} {'mean':>8} {'p50 <':>8} {'p99 <':>8}"
+    for name, number, row in rows:
+        times = (row["sampled_seconds"] / row["samples"] if row["samples"] else 0.0, row["p50"], row["p99"])
+        shown = " ".join(f"{_duration(seconds):>8}" for seconds in times)
+        yield f"  {name:<16} {number:>10.0f} {row['errors']:>7} {shown}"
+
+
+def opcode_rows(status: Status, before: Status | None) -> list[tuple[str, float, Mapping[str, Any]]]:
+    """Name, number (requests a second, if there is a status of before) and figures of each opcode."""
+    seconds = status["taken_at"] - before["taken_at"] if before else 1.0
+    earlier = before["requests"]["opcodes"] if before else {}
+    rows = []
+    for name, row in status["requests"]["opcodes"].items():
+        number = row["count"] - earlier.get(name, {"count": 0})["count"]
+        if number or not before:
+            rows.append((name, number / max(seconds, 1e-9), row))
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def _memory(status: Status) -> str:
+    processes = status["processes"]
+    return f"worker {processes['worker']} with {human_size(processes['worker_bytes'])} of memory"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f" ({100 * part / whole:.1f}% used)" if whole else ""
+
+
+def _duration(seconds: float) -> str:
+    if not seconds:
+        return "-"
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.2f} {unit}"
+    return f"{seconds * 1e6:.1f} us"

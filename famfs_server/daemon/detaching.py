@@ -4,6 +4,7 @@
 import logging
 from pathlib import Path
 
+from famfs_server.daemon import stacks
 from famfs_server.daemon.control_client import SOCKET_NAME
 from famfs_server.daemon.upgrade_client import SUPERVISOR_SOCKET
 from famfs_server.errors import MountError
@@ -44,7 +45,7 @@ def detach(mount_point: str, device_number: int) -> None:
 
 def remove_run_directory(directory: Path) -> None:
     """Take away what a mount has left in its run-time directory, and the directory."""
-    for name in (SOCKET_NAME, SUPERVISOR_SOCKET):
+    for name in (SOCKET_NAME, SUPERVISOR_SOCKET, stacks.FILE_NAME):
         (directory / name).unlink(missing_ok=True)
     try:
         directory.rmdir()

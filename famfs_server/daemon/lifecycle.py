@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import logging
-import logging.handlers
 import os
 import select
 import stat
@@ -17,7 +16,7 @@ from typing import NoReturn
 from uuid import UUID
 
 from famfs_server import privileges
-from famfs_server.daemon import detaching, handover, worker
+from famfs_server.daemon import detaching, handover, logs, worker
 from famfs_server.daemon.handover import Held
 from famfs_server.daemon.locking import lock_for_mount, lock_for_writing
 from famfs_server.daemon.notify import ServiceManager, take_passed
@@ -30,8 +29,6 @@ from famfs_server.omf import layout, superblock
 from famfs_server.omf import log as omf_log
 
 log = logging.getLogger(__name__)
-
-_PROGRAM = "famfs-server"
 
 
 def run_root() -> Path:
@@ -53,7 +50,7 @@ def mount(
     if store and not manager.present:
         raise UsageError("there is no service manager that could keep descriptors: NOTIFY_SOCKET is not set")
     if store and (held := _kept_by(manager, options)) is not None:
-        _log_to(held.options, syslog=False)
+        logs.set_up(held.options.log_level, _fields(held.options), background=False)
         log.info("going on with the mount that the service manager has kept")
         Supervisor.go_on(held, manager, None, store=True)
         return
@@ -69,7 +66,7 @@ def mount(
             return
         run_directory = _make_run_directory(identity, mount_point, public=options.control_uid != 0)
         if foreground:
-            _log_to(options, syslog=False)
+            logs.set_up(options.log_level, _fields(options), background=False)
             Supervisor(
                 options, device, host, run_directory, lambda: None, fuse=fuse, manager=manager, store=store
             ).run()
@@ -81,7 +78,7 @@ def mount(
 
 def go_on(held: Held, predecessor: Predecessor, *, store: bool) -> int:
     """Hold a mount that the program before this one has held in the same process, to its end; the exit status."""
-    _log_to(held.options, syslog=held.background)
+    logs.set_up(held.options.log_level, _fields(held.options), background=held.background)
     try:
         Supervisor.go_on(held, ServiceManager.of_process(), predecessor, store=store)
     except FamfsError as error:
@@ -245,7 +242,7 @@ def _become_daemon(
         os.setsid()
         os.chdir("/")
         os.umask(0o077)
-        _log_to(options, syslog=True)
+        logs.set_up(options.log_level, _fields(options), background=True)
         Supervisor(options, device, host, run_directory, ready, background=True, fuse=fuse).run()
     except FamfsError as error:
         status = error.exit_status
@@ -259,14 +256,6 @@ def _become_daemon(
     exit_process(status)
 
 
-def _log_to(options: MountOptions, *, syslog: bool) -> None:
-    """Logs go to the system's log from a daemon, to standard error in the foreground."""
-    root = logging.getLogger("famfs_server")
-    handler: logging.Handler = logging.StreamHandler()
-    # A command that has set up logging of its own says it once more: wanted on a terminal beside the system's log only.
-    root.propagate = syslog and os.path.exists("/dev/log")
-    if root.propagate:
-        handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
-    handler.setFormatter(logging.Formatter(f"{_PROGRAM}[%(process)d]: %(message)s"))
-    root.handlers[:] = [handler]
-    root.setLevel(options.log_level)
+def _fields(options: MountOptions) -> dict[str, str]:
+    """What each line of this mount carries in the journal."""
+    return {"FAMFS_DEVICE": options.device, "FAMFS_MOUNT": options.mount_point}

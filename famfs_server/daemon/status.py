@@ -2,13 +2,22 @@
 """What a mount tells about itself: the object that the control socket gives for `/status`."""
 
 import os
+import resource
+import time
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from famfs_server import __version__
+from famfs_server.daemon.logs import RECENT
 from famfs_server.daemon.options import MountOptions
+from famfs_server.errors import DeviceFaultError
+from famfs_server.fuse import counters
 from famfs_server.fuse.channel import Channel
+from famfs_server.fuse.counters import OpcodeFigures
 from famfs_server.fuse.dialects import Decision
 from famfs_server.fuse.filesystem import FileSystem
+from famfs_server.volume.volume import Volume
 
 
 def status(options: MountOptions, filesystem: FileSystem, channel: Channel, decision: Decision) -> dict[str, Any]:
@@ -20,6 +29,7 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
     # What another host's caches still hold of an entry is no damage (decisions 7).
     damage = None if volume.lagging else figures.stop
     return {
+        "taken_at": time.time(),
         "version": __version__,
         "kernel": os.uname().release,
         "device": options.device,
@@ -33,7 +43,7 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
         "no_open": options.no_open,
         "watchdog": options.watchdog,
         "mounted_since": filesystem.started / 1e9,
-        "log": {"entries": figures.log_entries, "capacity": figures.log_capacity},
+        "log": {"entries": figures.log_entries, "capacity": figures.log_capacity, "behind": _behind(volume)},
         "files": figures.files,
         "directories": figures.directories,
         "space": {"capacity": figures.capacity, "allocated": figures.allocated, "free": figures.free},
@@ -43,6 +53,42 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
         "foreign_writer": volume.foreign_writer,
         "not_logged_yet": len(volume.promised),
         "local_changes": filesystem.namespace.local_changes,
-        "requests": {"answered": record.answered, "at_libfuse": record.at_libfuse, "unmapped": plane.unmapped},
+        "requests": {
+            "answered": record.answered,
+            "at_libfuse": record.at_libfuse,
+            "unmapped": plane.unmapped,
+            "bounds": counters.bounds(),
+            "opcodes": {
+                plane.opcode_names.get(opcode) or counters.name(opcode): _opcode(found)
+                for opcode, found in counters.figures(record.counters, plane.counts).items()
+            },
+        },
         "takeovers": record.takeovers,
+        "recent": [asdict(line) for line in RECENT.lines()],
+        "processes": {"worker": os.getpid(), "supervisor": os.getppid(), "worker_bytes": _resident()},
     }
+
+
+def _behind(volume: Volume) -> int | None:
+    """Entries of the log that are not replayed yet; nothing where it cannot be read."""
+    try:
+        return volume.behind()
+    except DeviceFaultError:
+        return None
+
+
+def _opcode(found: OpcodeFigures) -> dict[str, Any]:
+    return {
+        "count": found.count,
+        "errors": found.errors,
+        "samples": found.samples,
+        "sampled_seconds": found.sampled_seconds,
+        "p50": found.quantile(0.5),
+        "p99": found.quantile(0.99),
+        "histogram": list(found.histogram),
+    }
+
+
+def _resident() -> int:
+    """Bytes of memory of this process, the device's pages that it has touched among them."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

@@ -31,6 +31,7 @@ from famfs_server.daemon.liveness import HUNG_SECONDS, MAX_DEATHS, Beat, Deaths,
 from famfs_server.daemon.notify import ServiceManager
 from famfs_server.daemon.options import MountOptions
 from famfs_server.daemon.processes import STOP, Processes
+from famfs_server.daemon.stacks import dump_on_signal
 from famfs_server.daemon.upgrade import Asker, Upgrades, program
 from famfs_server.daemon.worker import Negotiated
 from famfs_server.dax.device import DaxDevice, Mode
@@ -154,6 +155,7 @@ class Supervisor:
     def _begin(self) -> None:
         prctl.set_name("famfs-supervisor")
         privileges.prefer_survival()
+        dump_on_signal(self.run_directory, background=self.background)
         self._processes.catch_signals()
 
     def _mount(self, session: Session) -> tuple[int, Held]:

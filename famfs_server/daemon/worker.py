@@ -19,6 +19,8 @@ import trio
 from famfs_server import privileges
 from famfs_server.daemon import control, status
 from famfs_server.daemon.control import ControlServer
+from famfs_server.daemon.fullness import Fullness
+from famfs_server.daemon.logs import add_field
 from famfs_server.daemon.metafiles import MetaFiles
 from famfs_server.daemon.options import SYSLOG_LEVELS, MountOptions
 from famfs_server.dax.device import DaxDevice, Mode
@@ -160,7 +162,9 @@ def _serve(assignment: Assignment) -> int:
     memory = assignment.meta.memory(assignment.device) if assignment.meta else assignment.device.memory()
     volume = Volume(memory, assignment.host, assignment.device.path, state=session.namespace)
     volume.progress = session.record.working
+    add_field("FAMFS_UUID", str(volume.superblock.uuid))
     channel = Channel(session)
+    volume.give_way = channel.give_way
     if not assignment.successor:
         _report_damage(volume)
     if takeover is None:
@@ -256,8 +260,10 @@ async def _main(
             nursery.start_soon(_let_go, assignment.meta, memory)
         if options.poll:
             nursery.start_soon(_poll, filesystem, options.poll)
+        fullness = Fullness()
         while True:
             record.beat()
+            fullness.look(filesystem.volume)
             notifier.retry()
             await trio.sleep(BEAT_SECONDS)
 

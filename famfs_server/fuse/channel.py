@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from famfs_server.errors import NegotiationError
@@ -22,6 +23,10 @@ from famfs_server.fuse.session import BUFFER, Session
 log = logging.getLogger(__name__)
 
 
+GIVE_WAY_SECONDS = 0.002
+"""Long computations go in steps of about a millisecond, and two of them may go on at once."""
+
+
 class Channel:
     """One worker's hold of a session: INIT, then requests and replies in two threads."""
 
@@ -32,6 +37,7 @@ class Channel:
         self._initialised = threading.Event()
         self._failure: NegotiationError | None = None
         self._taken_over = False
+        self._request_thread = self._answered = 0
         self.init = b""
         """The INIT request as the kernel sent it, for a successor."""
 
@@ -79,8 +85,20 @@ class Channel:
         if self._failure is not None:
             raise self._failure
 
+    def give_way(self) -> None:
+        """To be called between the steps of long computations: if requests have come meanwhile, more of them go first.
+
+        The interpreter runs one thread at a time, and one that computes without a pause gets nearly all of it, because
+        requests give it up at every system call (decisions 6).
+        """
+        answered = self.session.record.answered
+        if answered != self._answered and threading.get_ident() != self._request_thread:
+            time.sleep(GIVE_WAY_SECONDS)
+        self._answered = answered
+
     def _requests(self, finished: Callable[[], None]) -> None:
         self._initialised.wait()
+        self._request_thread = threading.get_ident()
         record = self.session.record
         readv, fuse, buffers, answer = os.readv, self.fuse, [record.buffer], self.plane.answer
         try:

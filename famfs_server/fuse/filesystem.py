@@ -21,7 +21,7 @@ from famfs_server.fuse.abi import OpenFlag, SetattrValid, inval_entry, inval_ino
 from famfs_server.omf import layout
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.check import describe_stop
-from famfs_server.volume.provisional import FIRST_PROVISIONAL, Provisional
+from famfs_server.volume.provisional import FIRST_PROVISIONAL, NUMBER_BITS, Provisional
 from famfs_server.volume.replay import Damage
 from famfs_server.volume.volume import Role, Volume
 
@@ -165,7 +165,9 @@ class FileSystem:
         """A directory's entries behind `cookie`, as (cookie, nodeid, name).
 
         The cookie of an entry is its nodeid, that of `.` 1 and that of `..` 2, so that a listing can go on after a
-        takeover, and finds what was made meanwhile (decisions 2).
+        takeover, and finds what was made meanwhile (decisions 2). Files that are not logged come last. Their cookies
+        say how far the log had been listed before, and their numbers: one that is logged while the listing goes on is
+        neither left out nor told twice.
         """
         tree = self.namespace
         if cookie == 0:
@@ -173,16 +175,22 @@ class FileSystem:
             yield DOT, directory, b"."
         if cookie <= DOT:
             yield DOTDOT, tree.parent[directory], b".."
-        aliases = self.made.aliases
         if cookie < FIRST_PROVISIONAL:
-            nodes = [max(cookie, DOTDOT)]
-            while nodes:
-                names, nodes = self.names_behind(directory, nodes[-1], _SOME)
+            aliases = self.made.aliases
+            since, after = max(cookie, DOTDOT), -1
+            while True:
+                end = max(tree.published, since + 1)
+                names, nodes = self.names_behind(directory, since, _SOME)
+                if not nodes:
+                    break
                 for name, node in zip(names, nodes, strict=True):
                     yield node, aliases.get(node, node), name
-        for node, name in self.made.within(directory):
-            if node > cookie:
-                yield node, node, name
+                since = nodes[-1]
+            since = end
+        else:
+            since, after = divmod(cookie - FIRST_PROVISIONAL, 1 << NUMBER_BITS)
+        for number, node, name in self.made.within(directory, since, after):
+            yield FIRST_PROVISIONAL + (since << NUMBER_BITS) + number, node, name
 
     def names_behind(self, directory: int, cookie: int, count: int) -> tuple[list[bytes], list[int]]:
         """The names and nodeids of up to `count` entries that the log has made, behind that of `cookie`."""

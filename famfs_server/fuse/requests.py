@@ -12,10 +12,12 @@ import os
 import threading
 from collections.abc import Callable
 from struct import Struct
+from time import perf_counter_ns
 from typing import Final
 
-from famfs_server.fuse import abi
+from famfs_server.fuse import abi, counters
 from famfs_server.fuse.abi import Opcode, OpenFlag, SetattrValid
+from famfs_server.fuse.counters import OPCODES, SAMPLED
 from famfs_server.fuse.filesystem import DOTDOT, Attributes, FileSystem, errno_of, refusal
 from famfs_server.fuse.fmap_replies import FmapReplies
 from famfs_server.fuse.listing import WINDOW, Window
@@ -104,8 +106,6 @@ _PLUS_DOTS: Final = 2 * abi.direntplus_size(2)
 
 _NSEC = 10**9
 _KNOWN: Final = frozenset(map(int, Opcode))
-_OPCODES = 64
-"""Opcodes below this can have a handler: the kernel's own and those of famfs."""
 
 
 class RequestPlane:
@@ -133,6 +133,8 @@ class RequestPlane:
         self._record = session.record
         self._buffer = self._view = session.record.buffer
         self._poison = session.record.poison
+        self.counts = counters.counts(session.record.counters)
+        """Requests of each opcode that have come: a list, since it is the cheapest thing to count in."""
         self._window: Window | None = None
         known: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
@@ -170,15 +172,19 @@ class RequestPlane:
         served = ALWAYS | FAST if fast else ALWAYS
         self._unknown = self._always(errno.ENOSYS)
         self._handlers: list[Handler | None] = [
-            None if opcode in _KNOWN else self._unknown for opcode in range(_OPCODES)
+            None if opcode in _KNOWN else self._unknown for opcode in range(OPCODES)
         ]
         for opcode in served:
             self._handlers[opcode] = known[opcode]
         # Files that are not logged are counted exactly once, which only this plane can: it sees what is sent again.
         self._for_provisional = known
+        self.opcode_names: dict[int, str] = {}
+        """The opcodes of this connection that FUSE does not know."""
         if maps is not None:
             self._handlers[maps.get_fmap_opcode] = self._get_fmap
+            self.opcode_names[maps.get_fmap_opcode] = "get_fmap"
             if maps.get_daxdev_opcode is not None:
+                self.opcode_names[maps.get_daxdev_opcode] = "get_daxdev"
                 self._handlers[maps.get_daxdev_opcode] = self._get_daxdev
             if no_open:
                 self._handlers[Opcode.OPEN] = self._always(errno.ENOSYS)
@@ -188,7 +194,14 @@ class RequestPlane:
     def answer(self, length: int) -> bool:
         """Answer the request of `length` bytes in the buffer; False if it is not this plane's."""
         size, opcode, unique, nodeid = _REQUEST.unpack_from(self._buffer)
-        handler = self._handlers[opcode] if opcode < _OPCODES else self._unknown
+        began = 0
+        if opcode < OPCODES:
+            handler = self._handlers[opcode]
+            self.counts[opcode] = count = self.counts[opcode] + 1
+            if count & SAMPLED == 1:
+                began = perf_counter_ns()
+        else:
+            handler = self._unknown
         if self._poison and unique & ~abi.UNIQUE_RESEND == self._poison:
             log.error("request %d (opcode %d) has ended two workers; it is answered with EIO", unique, opcode)
             handler = self._always(errno.EIO)
@@ -203,9 +216,12 @@ class RequestPlane:
                 raise refusal(errno.EINVAL)
             handler(unique, nodeid, length)
         except Exception as error:
+            counters.failed(self._record.counters, opcode)
             if opcode not in _NO_REPLY:
                 reply(self._fuse, abi.error_reply(unique, errno_of(error)))
         self._record.done(unique)
+        if began:
+            counters.measured(self._record.counters, opcode, self.counts[opcode], perf_counter_ns() - began)
         return True
 
     def passed_on(self) -> None:
@@ -403,7 +419,7 @@ class RequestPlane:
         if cookie < DOTDOT:
             fs.follow()
         one_by_one, dots_size = (self._plus_records, _PLUS_DOTS) if plus else (self._records, _DOTS)
-        if fs.has_provisional or (cookie < DOTDOT and size < dots_size):
+        if fs.has_provisional or cookie >= FIRST_PROVISIONAL or (cookie < DOTDOT and size < dots_size):
             records, used = one_by_one(nodeid, cookie, size)
             reply(self._fuse, b"".join([abi.OUT_HEADER.pack(16 + used, 0, unique), *records]))
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What outlives a worker: the buffer that requests are read into, and a record of what has been answered.
+"""What outlives a worker: the buffer that requests are read into, a record of what has been answered, and counters.
 
 It lies in a memfd that the supervisor made and every worker maps. A request is read into the buffer by the kernel, so
 at any moment the record shows which one was in hand, and a successor or the supervisor can tell without the dead one's
@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import Self
 
-from famfs_server.fuse import abi
+from famfs_server.fuse import abi, counters
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
 _RING = 64
 _ANSWERED, _LAST, _RELAYED, _RETURNED, _BEAT, _POISON, _TAKEOVERS, _WORK, _LOG_LEVEL, _RING_AT = range(10)
-RECORD_LAYOUT = 1
+RECORD_LAYOUT = 2
 """To be raised when the words of the record, or the buffer behind them, change their places or meanings."""
 _FLOCK = struct.Struct("hhqqi4x")
 _CLAIM_RETRY_SECONDS = 0.002
@@ -44,16 +44,18 @@ class SessionRecord:
     def __init__(self, fd: int) -> None:
         """Map the record in the memfd `fd`, which `create` made."""
         self.fd = fd
-        self._map = mmap.mmap(fd, mmap.PAGESIZE + BUFFER)
+        self._map = mmap.mmap(fd, mmap.PAGESIZE + BUFFER + counters.SIZE)
         whole = memoryview(self._map)
         self._words = whole[: mmap.PAGESIZE].cast("Q")
-        self.buffer = whole[mmap.PAGESIZE :]
+        self.buffer = whole[mmap.PAGESIZE : mmap.PAGESIZE + BUFFER]
+        self.counters = whole[mmap.PAGESIZE + BUFFER :].cast("Q")
+        """What `fuse/counters.py` counts: written by the request plane, read by anybody."""
 
     @classmethod
     def create(cls) -> "SessionRecord":
         """A record of a connection on which nothing has happened yet."""
         fd = os.memfd_create("famfs-session", os.MFD_CLOEXEC)
-        os.ftruncate(fd, mmap.PAGESIZE + BUFFER)
+        os.ftruncate(fd, mmap.PAGESIZE + BUFFER + counters.SIZE)
         return cls(fd)
 
     def claim(self, seconds: float) -> int | None:

@@ -19,11 +19,11 @@ from famfs_server.omf import layout, log
 from famfs_server.omf.layout import EntryType, ExtentType
 from famfs_server.omf.log import LogHeader
 from famfs_server.omf.superblock import Superblock
+from famfs_server.sizes import human_size
 from famfs_server.volume.faults import Fault
 from famfs_server.volume.replay import BLOCK, Damage, Stop
 from famfs_server.volume.volume import DeviceMemory, Role, Volume
 
-_UNITS = "KMGTPE"
 _SHOWN_PATHS = 1000
 """Skipped entries listed one by one; a hostile log can hold millions."""
 
@@ -452,14 +452,6 @@ def render(report: Report, *, human: bool = False, verbose: int = 0) -> Iterator
         yield f"ERROR: {usage.bad_entries} log entries have a wrong checksum or sequence number"
     if usage.collisions:
         yield f"ERROR: {usage.collisions} ALLOCATION COLLISIONS FOUND"
-
-
-def human_size(size: int) -> str:
-    """A size in bytes as people read it, without a blank in it: 4.00G."""
-    if size < 1024:
-        return str(size)
-    exponent = min((size.bit_length() - 1) // 10, len(_UNITS))
-    return f"{size / (1 << 10 * exponent):.2f}{_UNITS[exponent - 1]}"
 
 
 def describe_stop(stop: Stop) -> str:

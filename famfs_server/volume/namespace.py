@@ -80,6 +80,7 @@ _COLUMNS: tuple[tuple[str, Literal["Q", "I", "B"], str], ...] = (
     ("extent_count", "B", "rows"),
     ("name_length", "B", "rows"),
     ("fault", "B", "rows"),
+    ("made_as", "I", "rows"),
     ("serial", "Q", "provisional"),
     ("lookups", "Q", "provisional"),
     ("logged", "I", "provisional"),
@@ -156,6 +157,7 @@ class Namespace:
         self.extent_count = column("extent_count")
         self.name_length = column("name_length")
         self.fault = column("fault")
+        self.made_as = column("made_as")
         self.serial, self.lookups = column("serial"), column("lookups")
         self.logged, self.opens = column("logged"), column("opens")
         self._open_index(self._header[_KEY : _KEY_2 + 1].tobytes())

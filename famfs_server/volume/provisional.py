@@ -12,7 +12,6 @@ kernel has forgotten it. That is why lookups are counted here, and only here.
 
 import logging
 import os
-from collections.abc import Iterator
 from stat import S_IFREG
 
 import numpy as np
@@ -27,6 +26,14 @@ log = logging.getLogger(__name__)
 
 FIRST_PROVISIONAL = 1 << 62
 """Provisional nodeids begin here; the row of one is its number modulo the number of rows."""
+
+
+NUMBER_BITS = 32
+
+
+def number_of(nodeid: int) -> int:
+    """Which of the new files of a mount a provisional nodeid was given to; it has NUMBER_BITS bits."""
+    return (nodeid - FIRST_PROVISIONAL) % ((1 << NUMBER_BITS) - 1)
 
 
 class Provisional:
@@ -69,11 +76,21 @@ class Provisional:
         """The nodeid of a file that is not logged yet, or 0."""
         return self._by_name.get((parent, name), 0)
 
-    def within(self, parent: int) -> Iterator[tuple[int, bytes]]:
-        """The files in a directory that are not logged yet, by nodeid, ascending."""
-        return iter(
-            sorted((nodeid, name) for (directory, name), nodeid in self._by_name.copy().items() if directory == parent)
-        )
+    def within(self, parent: int, since: int, after: int) -> list[tuple[int, int, bytes]]:
+        """The files in a directory whose numbers are above `after`, and which are not logged yet, or were logged under
+        a nodeid from `since` on: (number, nodeid, name) by number, ascending (design 4, "Listings")."""
+        tree = self._tree
+        with self._lock:
+            found = [
+                (number_of(nodeid), nodeid, name)
+                for (directory, name), nodeid in self._by_name.items()
+                if directory == parent
+            ]
+            logged = np.frombuffer(tree.parent, np.uint32)[since : tree.published] == parent
+            for node in (np.flatnonzero(logged) + since).tolist():
+                if tree.made_as[node]:
+                    found.append((tree.made_as[node] - 1, self.aliases.get(node, node), tree.name(node)))
+        return sorted(row for row in found if row[0] > after)
 
     def is_logged(self, nodeid: int) -> bool:
         """Whether the file is in the log."""
@@ -216,6 +233,7 @@ class Provisional:
         tree = self._tree
         for column in (tree.atime, tree.mtime, tree.ctime):
             column[logged] = column[row]
+        tree.made_as[logged] = 1 + number_of(tree.serial[slot])
         tree.logged[slot] = logged
         tree.set_provisional_extent(row, 0, 0)
         self.aliases[logged] = tree.serial[slot]

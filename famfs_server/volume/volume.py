@@ -126,6 +126,8 @@ class Volume:
         """Whether another host's last entry was only half visible when the log was read last (decisions 7)."""
         self._settled = True
         self.foreign_writer = False
+        self.give_way: Callable[[], None] = lambda: None
+        """Called without the lock between the steps of a computation that takes long."""
         self.progress: Callable[[], None] = lambda: None
         """Called from time to time in work that takes long, to show that it moves."""
         self.being_made: set[tuple[int, bytes]] = set()
@@ -221,12 +223,22 @@ class Volume:
         """The UUIDs of the devices by number, as the log names them; the primary's is in the superblock."""
         return self._replay.devices
 
+    @property
+    def settled(self) -> bool:
+        """Whether the space map is there; after a takeover it is built when it is needed first."""
+        return self._settled
+
     # -- following the log ----------------------------------------------------------------------
 
     def stale(self) -> bool:
         """Whether the log in memory holds entries that the namespace does not know yet."""
+        return self.behind() != 0
+
+    def behind(self) -> int:
+        """How many entries the log in memory has that the namespace does not know yet; negative for a log that was
+        cut. Raises DeviceFaultError."""
         raw = self._memory.read_fresh(layout.LOG_OFFSET + layout.NEXT_INDEX_OFFSET, 8)
-        return int.from_bytes(raw, "little") != self.namespace.replayed
+        return int.from_bytes(raw, "little") - self.namespace.replayed
 
     def refresh(self) -> int:
         """Replay what has been appended since, in short steps; the number of entries taken in.
@@ -255,6 +267,7 @@ class Volume:
                 self.stop = stop
                 if stop is not None:
                     break
+            self.give_way()
         return self.namespace.replayed - before
 
     def _may_recover(self) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import famfs_server
+from famfs_server.fuse.session import RECORD_LAYOUT
 from harness import BIN, FAST, File, Mount, Site, client, populate, succeed, wait_for
 from load import MIXED, Load, device_for_load, made_by, require_clean
 
@@ -141,8 +142,8 @@ def test_program_that_does_not_understand_the_state(site: Site, device: Path, in
         installed.change("daemon/handover.py", "VERSION = 1\n", "VERSION = 2\n")
         refused(mount, "state has version 1, this program understands 2")
         installed.change("daemon/handover.py", "VERSION = 2\n", "VERSION = 1\n")
-        installed.change("fuse/session.py", "RECORD_LAYOUT = 1\n", "RECORD_LAYOUT = 2\n")
-        refused(mount, "session record has layout 1, not 2")
+        installed.change("fuse/session.py", f"RECORD_LAYOUT = {RECORD_LAYOUT}\n", "RECORD_LAYOUT = 99\n")
+        refused(mount, f"session record has layout {RECORD_LAYOUT}, not 99")
 
 
 def test_option_that_the_program_does_not_know(site: Site, device: Path, installed: Installed) -> None:

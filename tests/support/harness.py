@@ -245,6 +245,10 @@ class Site:
         (record,) = (record for record in self.mounts() if record.mount_point == str(place))
         return Mount(self, owner, device, place, record.device, done.stderr)
 
+    def known(self, device: Path, record: MountRecord, *, host: str = MASTER_UUID) -> Mount:
+        """A mount that was made in another way."""
+        return Mount(self, self.host(host), device, Path(record.mount_point), record.device, "")
+
     @contextmanager
     def mounted(self, device: Path, *options: str, host: str = MASTER_UUID) -> Iterator[Mount]:
         """A mount that is unmounted at the end, unless it is gone already."""

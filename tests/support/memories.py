@@ -60,7 +60,8 @@ class CrashMemory(ScratchMemory):
 
     def write(self, offset: int, data: "bytes | memoryview") -> None:  # type: ignore[override]
         self._step()
-        if self.view[offset : offset + len(data)] == data:
+        # As bytes: comparing views goes byte by byte.
+        if bytes(self.view[offset : offset + len(data)]) == bytes(data):
             return
         lines = range(offset // LINE, -(-(offset + len(data)) // LINE))
         before = bytes(self.view[lines.start * LINE : lines.stop * LINE])

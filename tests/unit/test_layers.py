@@ -13,7 +13,7 @@ PACKAGE = Path(famfs_server.__file__).parent
 
 # A room may import rooms of a smaller number, its own modules, and the leaves.
 LEVEL = {"cli": 5, "daemon": 4, "fuse": 3, "volume": 2, "omf": 1, "dax": 1}
-LEAVES = frozenset({"errors", "privileges", "seeded"})
+LEAVES = frozenset({"errors", "privileges", "seeded", "sizes"})
 
 # These import nothing of the package but the errors.
 ONLY_ERRORS = frozenset({"omf", "dax"}) | LEAVES

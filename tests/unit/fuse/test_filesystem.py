@@ -4,9 +4,11 @@
 import errno
 import logging
 import os
+import random
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from uuid import UUID
 
 import pytest
@@ -129,6 +131,43 @@ def test_names_that_are_too_long(master: FileSystem) -> None:
     assert master.mkdir(directory, b"x" * 75, 0o755, 0, 0)
     assert refused(lambda: master.mkdir(directory, b"y" * 76, 0o755, 0, 0)) == "ENAMETOOLONG"
     assert refused(lambda: master.create(directory, b"y" * 76, 0, 0o644, 0, 0)) == "ENAMETOOLONG"
+
+
+def test_a_listing_shows_what_is_logged_meanwhile_once(master: FileSystem, rng: random.Random) -> None:
+    serial = 0
+
+    def make(directory: int) -> int:
+        nonlocal serial
+        serial += 1
+        return master.create(directory, b"f%d" % serial, 0, 0o644, 0, 0)[0]
+
+    def finish(node: int) -> None:
+        """Close a file, which logs it; the kernel forgets it at once or never."""
+        master.write(node, 0, memoryview(b"x"))
+        master.release(node)
+        if rng.randrange(2):
+            master.forget(node, 1)
+
+    for number in range(100):
+        directory = master.mkdir(ROOT, b"listed%d" % number, 0o755, 0, 0)
+        new = [make(directory) for _ in range(rng.randrange(8))]
+        before = {name for _, _, name in master.entries(directory, 0)}
+        changes = rng.randrange(10)
+        seen: list[bytes] = []
+        cookie = 0
+        while part := list(islice(master.entries(directory, cookie), rng.randrange(1, 4))):
+            seen += [name for _, _, name in part]
+            cookie = part[-1][0]
+            for _ in range(min(changes, rng.randrange(4))):
+                changes -= 1
+                if new and rng.randrange(2):
+                    finish(new.pop(rng.randrange(len(new))))
+                else:
+                    new.append(make(directory))
+        assert len(seen) == len(set(seen))
+        assert before <= set(seen)
+        for node in new:
+            finish(node)
 
 
 def test_a_batch_of_another_host_is_one_notification_for_each_directory_that_is_known(

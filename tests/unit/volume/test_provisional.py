@@ -88,7 +88,7 @@ def test_new_file(world: World) -> None:
     tree, row = world.volume.namespace, world.made.row(node)
     assert node >= FIRST_PROVISIONAL
     assert world.made.find(ns.ROOT, b"new") == node
-    assert list(world.made.within(ns.ROOT)) == [(node, b"new")]
+    assert world.made.within(ns.ROOT, tree.published, -1) == [(0, node, b"new")]
     assert (tree.mode[row], tree.uid[row], tree.gid[row], tree.size[row]) == (stat.S_IFREG | 0o640, 3, 4, 0)
     assert tree.path(row) == b"new"
     assert world.logged() == {}
@@ -318,7 +318,8 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         made, tree = self.world.made, self.world.volume.namespace
-        assert dict(made.within(ns.ROOT)) == {f.node: name for name, f in self.files.items() if not f.logged}
+        new = {node: name for _, node, name in made.within(ns.ROOT, self.world.volume.namespace.published, -1)}
+        assert new == {f.node: name for name, f in self.files.items() if not f.logged}
         for name, file in self.files.items():
             assert made.find(ns.ROOT, name) == (0 if file.logged else file.node)
             assert bool(tree.lookup(ns.ROOT, name)) == file.logged
@@ -430,7 +431,7 @@ def finish(world: World, node: int, expected: dict[bytes, bytes]) -> None:
         if found := world.made.find(ns.ROOT, name):
             world.made.released(found)
     world.made.settle(node)
-    assert list(world.made.within(ns.ROOT)) == []
+    assert world.made.within(ns.ROOT, world.volume.namespace.published, -1) == []
     assert world.logged() == {**expected, b"neighbour": b"n" * 5000, b"later": bytes(7 * MIB)}
 
 

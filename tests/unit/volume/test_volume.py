@@ -5,6 +5,7 @@ import mmap
 import os
 import random
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,22 @@ def test_a_client_follows(memory: ScratchMemory, volume: Volume) -> None:
     volume.mkdir(b"d", 0o755, 0, 0)
     volume.create_many([file(b"d/%d" % number) for number in range(600)])
     assert client.stale()
+    free: list[bool] = []
+
+    def look() -> None:
+        def take() -> None:
+            if client.lock.acquire(blocking=False):
+                client.lock.release()
+                free.append(True)
+
+        taker = threading.Thread(target=take)
+        taker.start()
+        taker.join()
+
+    client.give_way = look
     assert client.refresh() == 601
+    # Between the steps of 256 entries others had their turn, and the lock.
+    assert free == [True] * 3
     assert not client.stale()
     assert [client.namespace.path(n) for n in client.namespace.walk()] == [
         volume.namespace.path(n) for n in volume.namespace.walk()

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes as people read them."""
+
+_UNITS = "KMGTPE"
+
+
+def human_size(size: int) -> str:
+    """A size in bytes, without a blank in it: 4.00G."""
+    if size < 1024:
+        return str(size)
+    exponent = min((size.bit_length() - 1) // 10, len(_UNITS))
+    return f"{size / (1 << 10 * exponent):.2f}{_UNITS[exponent - 1]}"

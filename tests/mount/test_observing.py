@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be seen of a mount from outside: status, metrics, list, top, log level, stack dumps, warnings."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from famfs_server.cli.status import render
+from harness import BIN, MIB, File, Mount, Site, client, populate, run, succeed, wait_for
+from schemas import conform
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def mount(shared_site: Site) -> Iterator[Mount]:
+    """A file system with a few files that have been looked at."""
+    device = shared_site.format()
+    populate(device, ["d"], [File(f"d/f{number}", size=MIB) for number in range(40)])
+    with shared_site.mounted(device) as mount:
+        client("for n in range(40): os.stat(arguments[0] + '/d/f%d' % n)", mount.path)
+        yield mount
+
+
+def famfs(*arguments: str | Path) -> str:
+    """What a famfs command prints."""
+    return succeed(BIN / "famfs", *arguments)
+
+
+def test_status_is_what_the_schema_says(mount: Mount) -> None:
+    status = conform(famfs("status", "--json", mount.path), "status")
+    assert status["mount_point"] == str(mount.path)
+    assert status["log"] == {"entries": 41, "capacity": 15420, "behind": 0}
+    lookups = status["requests"]["opcodes"]["lookup"]
+    assert lookups["count"] >= 40
+    assert lookups["count"] // 16 <= lookups["samples"] <= lookups["count"] // 16 + 1
+    assert sum(lookups["histogram"]) == lookups["samples"]
+    assert 0 < lookups["p50"] <= lookups["p99"]
+    assert status["processes"]["supervisor"] == mount.process("supervisor")
+    # Others may have mounts on this machine, in any state.
+    every = json.loads(run(BIN / "famfs", "status", "--json").stdout)
+    assert str(mount.path) in [row["mount_point"] for row in every]
+
+
+def test_status_for_people(mount: Mount) -> None:
+    text = famfs("status", mount.path)
+    assert f"{mount.device} on {mount.path}: role master, data path server" in text
+    assert "log 41 of 15420 entries (0.3% used)" in text
+    assert "  lookup " in text
+    twice = famfs("status", "--watch", "-n", "2", mount.path)
+    assert twice.count("role master") == 2
+    before = json.loads(famfs("status", "--json", mount.path))
+    client("for n in range(20): os.path.exists(arguments[0] + '/none%d' % n)", mount.path)
+    now = json.loads(famfs("status", "--json", mount.path))
+    rows = [line.split() for line in render(now, before)]
+    assert ["request", "a", "second", "errors", "mean", "p50", "<", "p99", "<"] in rows
+    (rate,) = (float(row[1]) for row in rows if row[0] == "lookup")
+    assert rate == pytest.approx(20 / (now["taken_at"] - before["taken_at"]), abs=1)
+    assert "requests a second" in famfs("top", "-n", "2", mount.path)
+
+
+def test_metrics_are_what_prometheus_reads(mount: Mount, tmp_path: Path) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    output = tmp_path / "famfs.prom"
+    famfs("metrics", "-o", output, mount.path)
+    directory = os.fsdecode(os.getxattr(mount.path, "user.famfs.shadow"))
+    by_socket = succeed("curl", "-s", "--unix-socket", f"{directory}/sock", "http://localhost/metrics")
+    for text in (famfs("metrics", mount.path), output.read_text(), by_socket):
+        samples = {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+        here = ("mount", str(mount.path))
+        assert samples["famfs_log_entries", (here,)] == 41
+        assert samples["famfs_requests_total", (here, ("opcode", "lookup"))] >= 40
+        count = samples["famfs_request_seconds_count", (here, ("opcode", "lookup"))]
+        assert samples["famfs_request_seconds_bucket", (("le", "+Inf"), here, ("opcode", "lookup"))] == count > 0
+
+
+def test_list(mount: Mount) -> None:
+    found = conform(famfs("list", "--json"), "list")
+    (row,) = (row for row in found["mounts"] if row["mount_point"] == str(mount.path))
+    assert (row["role"], row["data_path"], row["state"]) == ("master", "server", "serving")
+    assert f"{mount.device} on {mount.path}: master, server, {row['uuid']}" in famfs("list")
+
+
+def test_other_readers_say_what_their_schemas_say(mount: Mount) -> None:
+    assert conform(famfs("fsck", "--json", "-B", "2", mount.path), "fsck")["clean"]
+    conform(famfs("getmap", "--json", mount / "d/f1"), "getmap")
+    conform(famfs("check", "--json", mount.path), "check")
+    famfs("pcq", "-C", "-b", "64", "-n", "4", mount / "q")
+    conform(famfs("pcq", "-i", "--json", mount / "q"), "pcq")
+
+
+def test_the_log_level_at_run_time(mount: Mount) -> None:
+    assert famfs("loglevel", mount.path) == "6\n"
+    assert famfs("loglevel", mount.path, "debug") == "7\n"
+    assert famfs("loglevel", mount.path) == "7\n"
+    assert famfs("loglevel", mount.path, "6") == "6\n"
+    done = run(BIN / "famfs", "loglevel", mount.path, "loud")
+    assert done.returncode != 0
+    assert "no log level" in done.stderr
+
+
+@pytest.mark.parametrize("process", ["supervisor", "worker"])
+def test_a_signal_dumps_the_stacks(mount: Mount, process: str) -> None:
+    (file,) = mount.host.run_directory.glob("*/stacks")
+    before = len(file.read_text())
+    os.kill(mount.process(process), signal.SIGUSR1)
+    place = "supervisor.py" if process == "supervisor" else "channel.py"
+    assert wait_for(lambda: place in file.read_text()[before:])
+    assert client("result = os.stat(arguments[0]).st_size", mount / "d/f1") == MIB
+
+
+def test_counts_survive_a_takeover_and_errors_are_kept(site: Site) -> None:
+    device = site.format()
+    populate(device, ["d"], [File(f"d/f{number}", size=4096) for number in range(40)])
+    with site.mounted(device) as mount:
+        client("for n in range(40): os.stat(arguments[0] + '/d/f%d' % n)", mount.path)
+        os.kill(mount.process("worker"), signal.SIGKILL)
+        client("result = os.stat(arguments[0] + '/d/f1').st_size", mount.path)
+        status = conform(famfs("status", "--json", mount.path), "status")
+        assert status["requests"]["opcodes"]["lookup"]["count"] >= 32
+        assert status["takeovers"] == 1
+        assert any("takes over" in line["message"] for line in status["recent"])
+        assert "takes over" in famfs("status", mount.path)
