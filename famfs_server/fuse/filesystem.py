@@ -41,6 +41,9 @@ SHADOW_XATTR = b"user.famfs.shadow"
 _TIMES = SetattrValid.ATIME | SetattrValid.MTIME | SetattrValid.CTIME
 _OWNERSHIP = SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID
 
+_LATEST = (1 << 64) - 1
+"""The latest time that can be kept, in nanoseconds."""
+
 _FATAL = (Damage.UNREADABLE, Damage.REPLACED)
 """Damage under which a name that is not known is not known to be missing either (decisions 5)."""
 
@@ -302,7 +305,8 @@ class FileSystem:
             (SetattrValid.CTIME, tree.ctime, new.ctime),
         ):
             if new.valid & bit:
-                column[row] = max(value, 1)
+                # Within what a column holds, 1970 to 2554; 0 there would mean that nobody has set it.
+                column[row] = min(max(value, 1), _LATEST)
                 self._own_times = True
         tree.local_changes += 1
 
@@ -464,6 +468,9 @@ class FileSystem:
         self.opendir(parent)
         if not self.settings.create or parent == ns.META:
             raise refusal(errno.EPERM)
+        # No kernel asks for these; an entry that bears such a name would take its space and never be shown.
+        if name in (b"", b".", b"..") or b"/" in name:
+            raise refusal(errno.EINVAL)
         path = self.namespace.path(parent) + b"/" + name if parent != ns.ROOT else name
         if len(path) > layout.MAX_PATH:
             raise refusal(errno.ENAMETOOLONG)

@@ -198,8 +198,9 @@ def _libfuse_payload(reply: bytes, request: InitRequest) -> bytes:
     if unique != request.unique:
         raise NegotiationError(f"libfuse answered request {unique} and not INIT, which is {request.unique}")
     if error:
-        name = errno.errorcode.get(-error, str(error))
-        raise NegotiationError(f"libfuse refused INIT with {name} ({os.strerror(abs(error))})")
+        name = errno.errorcode.get(-error)
+        what = f"{name} ({os.strerror(-error)})" if name else f"{error}, which is no errno"
+        raise NegotiationError(f"libfuse refused INIT with {what}")
     longest = abi.OUT_HEADER.size + abi.INIT_OUT.size
     if length != len(reply) or not _SHORTEST_REPLY <= length <= longest:
         raise NegotiationError(f"libfuse answered INIT with {len(reply)} bytes that claim {length}")

@@ -105,6 +105,7 @@ _PLUS_DOTS: Final = 2 * abi.direntplus_size(2)
 """Bytes that the records of `.` and `..` take."""
 
 _NSEC = 10**9
+_SIGN: Final = 1 << 63
 _KNOWN: Final = frozenset(map(int, Opcode))
 
 
@@ -274,9 +275,9 @@ class RequestPlane:
             mode,
             uid,
             gid,
-            now if valid & SetattrValid.ATIME_NOW else atime * _NSEC + atime_ns,
-            now if valid & SetattrValid.MTIME_NOW else mtime * _NSEC + mtime_ns,
-            ctime * _NSEC + ctime_ns,
+            now if valid & SetattrValid.ATIME_NOW else _nanoseconds(atime, atime_ns),
+            now if valid & SetattrValid.MTIME_NOW else _nanoseconds(mtime, mtime_ns),
+            _nanoseconds(ctime, ctime_ns),
         )
 
         def change() -> None:
@@ -531,6 +532,11 @@ class RequestPlane:
             reply(self._fuse, abi.error_reply(unique, number))
 
         return refuse
+
+
+def _nanoseconds(seconds: int, nanoseconds: int) -> int:
+    """A time of the wire, whose seconds are signed though its field is not: before 1970 they are negative."""
+    return ((seconds ^ _SIGN) - _SIGN) * _NSEC + nanoseconds
 
 
 def reply(fuse: int, data: bytes, payload: bytes = b"") -> None:

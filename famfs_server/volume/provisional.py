@@ -133,7 +133,8 @@ class Provisional:
         with self._lock:
             if tree.serial[slot] != nodeid:
                 return
-            if tree.opens[slot] == 0 and not tree.logged[slot]:
+            # A row without a mode was dropped before; its name may belong to somebody else by now.
+            if tree.opens[slot] == 0 and not tree.logged[slot] and tree.mode[self._base + slot]:
                 try:
                     self.log(nodeid)
                 except FamfsError as error:

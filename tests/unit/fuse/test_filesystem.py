@@ -452,3 +452,24 @@ def test_errors_that_nobody_foresaw(caplog: pytest.LogCaptureFixture) -> None:
     assert "nobody foresaw" in caplog.messages[0]
     assert errno_of(OSError(100_000, "odd")) == 511
     assert errno_of(OSError("without a number")) == errno.EIO
+
+
+# -- found by fuzzing ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"/"])
+def test_names_that_no_entry_can_bear_are_refused(master: FileSystem, name: bytes) -> None:
+    before = master.volume.space.allocated
+    for parent in (ROOT, master.lookup(ROOT, b"dir")):
+        assert refused(lambda parent=parent: master.create(parent, name, os.O_RDWR, 0o644, 1, 2)) == "EINVAL"
+        assert refused(lambda parent=parent: master.mkdir(parent, name, 0o755, 1, 2)) == "EINVAL"
+    assert not master.has_provisional
+    assert master.volume.space.allocated == before
+
+
+@pytest.mark.parametrize("when", [-1, -(1 << 63), -(10**9) * (1 << 40), (1 << 64) + 5, 1 << 90])
+def test_times_that_cannot_be_kept_are_the_nearest_ones_that_can(master: FileSystem, when: int) -> None:
+    node = master.lookup(ROOT, b"file")
+    master.setattr(node, Attributes(SetattrValid.MTIME, mtime=when))
+    _, _, _, _, mtime, _, _, nanoseconds, *_ = master.attr(node)
+    assert mtime * 10**9 + nanoseconds == (1 if when < 0 else (1 << 64) - 1)

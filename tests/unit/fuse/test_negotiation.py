@@ -242,6 +242,7 @@ def test_short_reply_of_an_old_libfuse() -> None:
     [
         (b"", "0 bytes"),
         (struct.pack("<IiQ", 16, -errno.EPROTO, 2), "EPROTO"),
+        (struct.pack("<IiQ", 16, -(1 << 31), 2), "-2147483648, which is no errno"),
         (struct.pack("<IiQ", 16, 0, 2), "16 bytes"),
         (LIBFUSE[:-1], "79 bytes"),
         (struct.pack("<IiQ", 88, 0, 2) + LIBFUSE[16:] + bytes(8), "88 bytes"),

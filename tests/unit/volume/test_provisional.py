@@ -517,3 +517,16 @@ def test_log_that_fails_leaves_the_file_as_it_was(world: World) -> None:
     world.volume.foreign_writer = False
     world.made.log(node)
     assert world.logged() == {b"file": b"data"}
+
+
+def test_a_file_that_was_dropped_takes_no_name_away_when_its_close_is_told_again(world: World) -> None:
+    """Found by fuzzing: a RELEASE that is sent again after a takeover may come when somebody else has the name."""
+    dropped = world.make(b"name")
+    world.made.released(dropped)
+    again = world.make(b"name")
+    assert again != dropped
+    world.made.settle(dropped)
+    assert world.made.find(ns.ROOT, b"name") == again
+    world.write(again, 0, b"data")
+    world.made.released(again)
+    assert world.logged() == {b"name": b"data"}
