@@ -46,6 +46,7 @@ COMMANDS = {
         Entry("watch", "Tell what is created in a mounted file system, by this host and others.", "watch"),
         Entry("logplay", "Take in the log of a file system, or play it into a shadow tree.", "logplay"),
         Entry("getmap", "Show where the bytes of files lie.", "getmap"),
+        Entry("map", "Draw what lies where: a file system, a device, or one file.", "map"),
         Entry("flush", "Write the cached data of files back to memory.", "flush"),
         Entry("chkread", "Compare reading and mapping of a superblock or log file.", "chkread"),
         Entry("mkmeta", "See that a mount has its meta files. Mounting makes them.", "mkmeta"),
