@@ -310,9 +310,14 @@ class FileSystem:
                 self._own_times = True
         tree.local_changes += 1
 
-    def takes_long(self, nodeid: int, size: int) -> bool:
-        """Whether making a file `size` bytes long would hold up other requests: new space is zeroed."""
-        return self.is_growing(nodeid) and size - self.namespace.size[self.row(nodeid)] > LONG
+    def takes_long(self, nodeid: int, size: int, written: int | None = None) -> bool:
+        """Whether making a file `size` bytes long, by writing from `written` on, would hold up other requests: new
+        space is zeroed, and what is there may have to move."""
+        return nodeid >= FIRST_PROVISIONAL and self.made.takes_long(nodeid, size, written, LONG)
+
+    def flushes_long(self, nodeid: int) -> bool:
+        """Whether writing a file back would hold up other requests."""
+        return self.namespace.size[self.row(nodeid)] > LONG
 
     def _set_size(self, nodeid: int, row: int, size: int) -> None:
         if self.is_growing(nodeid):

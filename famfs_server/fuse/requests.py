@@ -284,7 +284,8 @@ class RequestPlane:
             self._fs.setattr(nodeid, new)
             self._getattr(unique, nodeid, length)
 
-        self._run(unique, change, beside=bool(valid & SetattrValid.SIZE) and self._fs.takes_long(nodeid, size))
+        beside = bool(valid & SetattrValid.SIZE) and self._fs.takes_long(nodeid, size)
+        self._run(unique, nodeid, change, beside=beside)
 
     def _mkdir(self, unique: int, nodeid: int, length: int) -> None:
         mode, umask = abi.MKDIR_IN.unpack_from(self._buffer, _BODY)
@@ -305,19 +306,22 @@ class RequestPlane:
         entry = (node, 0, timeout, timeout, 0, 0, *fs.attr(node))
         reply(self._fuse, abi.CREATE_REPLY.pack(160, 0, unique, *entry, 0, answer, 0))
 
-    def _run(self, unique: int, change: Callable[[], None], *, beside: bool) -> None:
+    def _run(self, unique: int, nodeid: int, change: Callable[[], None], *, beside: bool) -> None:
         """Carry out a change and answer it, here or in a thread of its own where others would wait for it too long."""
+        if not beside:
+            change()
+            return
+        made = self._fs.made
 
         def carry_out() -> None:
             try:
-                change()
+                with made.changing(nodeid):
+                    change()
             except Exception as error:
                 reply(self._fuse, abi.error_reply(unique, errno_of(error)))
 
-        if beside:
-            threading.Thread(target=carry_out, name="long change", daemon=True).start()
-        else:
-            carry_out()
+        made.begin_change(nodeid)
+        threading.Thread(target=carry_out, name="long change", daemon=True).start()
 
     def _made_before(self, opcode: int, unique: int, nodeid: int, length: int) -> Handler | None:
         """How to answer a MKDIR or CREATE that a dead worker has carried out already; nothing for any other
@@ -367,7 +371,7 @@ class RequestPlane:
             self._fs.allocate(nodeid, offset, count, mode)
             self._nothing(unique, nodeid, length)
 
-        self._run(unique, change, beside=self._fs.takes_long(nodeid, offset + count))
+        self._run(unique, nodeid, change, beside=self._fs.takes_long(nodeid, offset + count))
 
     def _nothing(self, unique: int, nodeid: int, length: int) -> None:
         reply(self._fuse, abi.OUT_HEADER.pack(16, 0, unique))
@@ -387,12 +391,23 @@ class RequestPlane:
         start = _BODY + abi.WRITE_IN.size
         if length - start != size:
             raise refusal(errno.EINVAL)
-        done = self._fs.write(nodeid, offset, self._view[start:length])
+        if nodeid >= FIRST_PROVISIONAL and self._fs.takes_long(nodeid, offset + size, offset):
+            # The next request comes to where the data lie.
+            data = memoryview(bytes(self._view[start:length]))
+            self._run(unique, nodeid, lambda: self._store(unique, nodeid, offset, data), beside=True)
+        else:
+            self._store(unique, nodeid, offset, self._view[start:length])
+
+    def _store(self, unique: int, nodeid: int, offset: int, data: memoryview) -> None:
+        done = self._fs.write(nodeid, offset, data)
         reply(self._fuse, abi.WRITE_REPLY.pack(24, 0, unique, done))
 
     def _fsync(self, unique: int, nodeid: int, length: int) -> None:
-        self._fs.fsync(nodeid)
-        self._nothing(unique, nodeid, length)
+        def change() -> None:
+            self._fs.fsync(nodeid)
+            self._nothing(unique, nodeid, length)
+
+        self._run(unique, nodeid, change, beside=self._fs.flushes_long(nodeid))
 
     def _lseek(self, unique: int, nodeid: int, length: int) -> None:
         _, offset, whence = abi.LSEEK_IN.unpack_from(self._buffer, _BODY)

@@ -12,6 +12,9 @@ kernel has forgotten it. That is why lookups are counted here, and only here.
 
 import logging
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from stat import S_IFREG
 
 import numpy as np
@@ -48,6 +51,9 @@ class Provisional:
         self._by_name = volume.promised
         self.aliases: dict[int, int] = {}
         """Logged nodeid to the provisional one that the kernel still knows it by."""
+        self._changing: dict[int, int] = {}
+        """Files that are changed beside other requests, and how many such changes there are of each."""
+        self._counting, self._turn = threading.Lock(), threading.Lock()
         for slot in np.flatnonzero(np.frombuffer(tree.serial, np.uint64)).tolist():
             nodeid, row = tree.serial[slot], self._base + slot
             if not tree.logged[slot] and (logged := self._found_in_log(row)):
@@ -100,6 +106,38 @@ class Provisional:
         """How often the file is open under its provisional nodeid."""
         slot = nodeid % PROVISIONAL_ROWS
         return self._tree.opens[slot] if self._tree.serial[slot] == nodeid else 0
+
+    # -- changes that take long -----------------------------------------------------------------
+
+    def takes_long(self, nodeid: int, end: int, written: int | None, limit: int) -> bool:
+        """Whether `grow` would zero or move more than `limit` bytes, or would have to wait for one that does."""
+        if nodeid in self._changing:
+            return True
+        slot = nodeid % PROVISIONAL_ROWS
+        row = self._base + slot
+        size = self._tree.size[row]
+        if end <= max(size, limit) or self._tree.serial[slot] != nodeid or self._tree.logged[slot]:
+            return False
+        extent = self._extent(row)
+        moved = size if extent is not None and end > extent.length else 0
+        return max((end if written is None else written) - size, moved) > limit
+
+    def begin_change(self, nodeid: int) -> None:
+        """A change of the file is about to be made beside others; `changing` makes it."""
+        with self._counting:
+            self._changing[nodeid] = self._changing.get(nodeid, 0) + 1
+
+    @contextmanager
+    def changing(self, nodeid: int) -> Iterator[None]:
+        """The time of a change that takes long: one after the other, so that nobody writes to a file that moves."""
+        try:
+            with self._turn:
+                yield
+        finally:
+            with self._counting:
+                self._changing[nodeid] -= 1
+                if not self._changing[nodeid]:
+                    del self._changing[nodeid]
 
     # -- what the kernel remembers --------------------------------------------------------------
 
@@ -189,8 +227,10 @@ class Provisional:
             size = tree.size[row]
             if end <= size:
                 return
-            self._reserve(row, end)
+            moved = self._reserve(row, end)
         # The kernel lets nobody else change the size meanwhile, and other files need not wait.
+        if moved is not None:
+            self._move(row, moved, size)
         if written is None or written > size:
             self._zero(row, size, end if written is None else written)
         if end < whole_pages(end):
@@ -222,7 +262,7 @@ class Provisional:
             extent = self._trim(row, size)
             path = tree.path(row)
             new = NewFile(path, size, tree.mode[row] & 0o7777, tree.uid[row], tree.gid[row])
-            self._volume.write_back(row)
+            # Its bytes are in memory, or behind the fence that the entry waits for: all stores were written back.
             place = tree.parent[row], tree.name(row)
             logged = self._volume.log_promised(new, Fmap((extent,)), place)
             del self._by_name[place]
@@ -244,29 +284,46 @@ class Provisional:
     def _extent(self, row: int) -> Extent | None:
         return self._tree.provisional_extent(row)
 
-    def _reserve(self, row: int, end: int) -> None:
-        """Make the row's extent hold `end` bytes, in place if possible; it doubles, so that growing stays cheap."""
+    def _reserve(self, row: int, end: int) -> Extent | None:
+        """Reserve space for `end` bytes, in place if possible; where it is not, the result is where to move the file.
+        The space doubles, so that growing stays cheap."""
         space = self._volume.space
         extent = self._extent(row)
         need = -(-end // layout.ALLOC_UNIT) * layout.ALLOC_UNIT
         if extent is None:
             extent = space.allocate(need).extents[0]
         elif need > extent.length:
-            extent = self._longer(extent, need, self._tree.size[row])
+            for length in (max(need, 2 * extent.length), need):
+                if space.extend(extent, length):
+                    extent = Extent(extent.device, extent.offset, length)
+                    break
+            else:
+                return self._room_elsewhere(extent, need)
         self._tree.set_provisional_extent(row, extent.offset, extent.length)
+        return None
 
-    def _longer(self, extent: Extent, need: int, used: int) -> Extent:
+    def _room_elsewhere(self, extent: Extent, need: int) -> Extent:
         space = self._volume.space
-        for length in (max(need, 2 * extent.length), need):
-            if space.extend(extent, length):
-                return Extent(extent.device, extent.offset, length)
         try:
-            moved = space.allocate(max(need, 2 * extent.length)).extents[0]
+            return space.allocate(max(need, 2 * extent.length)).extents[0]
         except NoSpaceError:
-            moved = space.allocate(need).extents[0]
-        self._volume.copy_range(Extent(extent.device, extent.offset, used), moved)
-        space.free_again(Fmap((extent,)))
-        return moved
+            return space.allocate(need).extents[0]
+
+    def _move(self, row: int, target: Extent, used: int) -> None:
+        """Move the `used` bytes of a row to `target`. Lookups and other files go on meanwhile; nobody writes to this
+        one (`changing`)."""
+        space = self._volume.space
+        extent = self._extent(row)
+        assert extent is not None
+        try:
+            self._volume.copy_range(Extent(extent.device, extent.offset, used), target)
+        except BaseException:
+            with self._lock:
+                space.free_again(Fmap((target,)))
+            raise
+        with self._lock:
+            self._tree.set_provisional_extent(row, target.offset, target.length)
+            space.free_again(Fmap((extent,)))
 
     def _trim(self, row: int, size: int) -> Extent:
         """Give back what a growing file had reserved beyond its size."""

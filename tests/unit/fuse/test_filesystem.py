@@ -6,7 +6,9 @@ import logging
 import os
 import random
 import stat
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from uuid import UUID
@@ -20,6 +22,7 @@ from famfs_server.fuse.filesystem import (
     DAY,
     DOT,
     DOTDOT,
+    LONG,
     SHADOW_XATTR,
     Attributes,
     FileSystem,
@@ -36,6 +39,7 @@ from memories import HOST, ScratchMemory, formatted
 OTHER = UUID(int=99)
 SETTINGS = Settings(shadow=b"/run/famfs/here")
 ROOT = ns.ROOT
+MIB = 1 << 20
 
 
 class Hosts:
@@ -473,3 +477,111 @@ def test_times_that_cannot_be_kept_are_the_nearest_ones_that_can(master: FileSys
     master.setattr(node, Attributes(SetattrValid.MTIME, mtime=when))
     _, _, _, _, mtime, _, _, nanoseconds, *_ = master.attr(node)
     assert mtime * 10**9 + nanoseconds == (1 if when < 0 else (1 << 64) - 1)
+
+
+# -- work that takes long -----------------------------------------------------------------------
+
+
+def in_the_middle(master: FileSystem, check: Callable[[], None]) -> list[str]:
+    """Have another thread do things when long work is in its midst: `check`, a lookup, and a file that is made, filled
+    and logged. The result says what was done, once the work has come so far."""
+    done: list[str] = []
+
+    def act() -> None:
+        check()
+        assert master.lookup(ROOT, b"file")
+        node, _ = master.create(ROOT, b"meanwhile", 0, 0o644, 0, 0)
+        master.write(node, 0, memoryview(b"made"))
+        master.release(node)
+        assert master.made.is_logged(node)
+        done.append("made")
+
+    def progress() -> None:
+        if not done:
+            done.append("begun")
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(act).result(timeout=20)
+
+    master.volume.progress = progress
+    return done
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("famfs_server.volume.volume._LONG", 1 << 20)
+    monkeypatch.setattr("famfs_server.fuse.filesystem.LONG", 1 << 20)
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_others_go_on_while_space_is_zeroed(master: FileSystem) -> None:
+    node, _ = master.create(ROOT, b"large", 0, 0o644, 0, 0)
+    assert master.takes_long(node, 8 * MIB)
+
+    def not_there_yet() -> None:
+        assert not master.made.is_logged(node)
+        assert b"large" not in set(map(master.namespace.path, master.namespace.walk()))
+
+    done = in_the_middle(master, not_there_yet)
+    master.allocate(node, 0, 8 * MIB, 0)
+    assert done == ["begun", "made"]
+    assert master.made.is_logged(node)
+    assert not any(master.volume.read(master.row(node), 0, 8 * MIB))
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_others_go_on_while_a_tool_makes_a_large_file(master: FileSystem) -> None:
+    done = in_the_middle(master, lambda: None)
+    master.volume.create(NewFile(b"large", 8 * MIB, 0o644, 0, 0))
+    assert done == ["begun", "made"]
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_others_go_on_while_a_file_moves(master: FileSystem, rng: random.Random) -> None:
+    node, _ = master.create(ROOT, b"grows", 0, 0o644, 0, 0)
+    data = rng.randbytes(2 * MIB)
+    master.write(node, 0, memoryview(data))
+    master.volume.create(NewFile(b"in the way", 1, 0o644, 0, 0))
+    place = master.volume.namespace.fmap(master.row(node)).extents
+    assert not master.takes_long(node, len(data), 0)
+    assert master.takes_long(node, len(data) + 1, len(data))
+
+    def where_it_was() -> None:
+        assert master.volume.namespace.fmap(master.row(node)).extents == place
+        # What is written now has to wait for the move.
+        assert master.takes_long(node, 5, 0)
+        assert bytes(master.views(node, 0, 100)[0]) == data[:100]
+
+    done = in_the_middle(master, where_it_was)
+    late = []
+
+    def later() -> None:
+        with master.made.changing(node):
+            late.append(master.write(node, 5, memoryview(b"late")))
+
+    master.made.begin_change(node)
+    with master.made.changing(node):
+        master.made.begin_change(node)
+        thread = threading.Thread(target=later)
+        thread.start()
+        master.write(node, len(data), memoryview(b"more"))
+        assert late == []
+    thread.join(20)
+    assert (done, late) == (["begun", "made"], [4])
+    assert master.volume.namespace.fmap(master.row(node)).extents != place
+    whole = bytearray(data + b"more")
+    whole[5:9] = b"late"
+    assert master.volume.read(master.row(node), 0, 1 << 30) == whole
+    assert not master.takes_long(node, 5, 0)
+
+
+def test_what_takes_long(master: FileSystem) -> None:
+    logged = master.lookup(ROOT, b"file")
+    node, _ = master.create(ROOT, b"new", 0, 0o644, 0, 0)
+    assert not master.takes_long(logged, 1 << 40)
+    assert not master.takes_long(node, LONG)
+    assert master.takes_long(node, LONG + 1)
+    # Written from the end on there is nothing to zero; a gap is zeroed.
+    assert not master.takes_long(node, LONG + 1, 0)
+    assert master.takes_long(node, 1 << 30, (1 << 30) - 5)
+    assert not master.flushes_long(logged)
+    assert master.flushes_long(master.volume.create(NewFile(b"large", LONG + 1, 0o644, 0, 0)))

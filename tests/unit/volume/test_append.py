@@ -77,7 +77,7 @@ def perform(volume: Volume, kind: str, wanted: list[bytes]) -> None:
         parent = volume.namespace.resolve(head)
         if not volume.namespace.is_directory(parent):
             raise NotADirectoryPathError("no such directory")
-        nodeid = made.create(parent, name, 0o640, 3, 4)
+        nodeid = made.create(parent, name, 0o644, 3, 4)
         made.grow(nodeid, len(DATA), 0)
         volume.write(made.row(nodeid), 0, DATA)
         made.released(nodeid)
