@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a service manager is told, and what it keeps for the next start: sd_notify(3) and the file descriptor store.
 
-Messages are datagrams to a socket that the manager names in the environment. Nothing here waits for the manager but
-`barrier`, and where there is none, nothing is sent.
+Messages are datagrams to a socket that the manager names in the environment. Only what has to do with the store waits
+for the manager, and where there is none, nothing is sent.
 """
 
 import array
@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 FIRST_FD = 3
 """Where the descriptors begin that a manager passes (sd_listen_fds(3))."""
+_SEND_SECONDS = 5.0
 _BARRIER_SECONDS = 10.0
 
 
@@ -29,7 +30,6 @@ class ServiceManager:
         self._socket: socket.socket | None = None
         if address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-            self._socket.setblocking(False)
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self.watchdog = watchdog if address else 0.0
 
@@ -45,16 +45,22 @@ class ServiceManager:
         """Whether anybody listens."""
         return self._socket is not None
 
-    def send(self, *lines: str, descriptors: Sequence[int] = ()) -> None:
-        """Send assignments such as `READY=1`, with copies of descriptors. What cannot be sent is left out, with a note
-        in the log: a manager that is gone must not end the service."""
+    def send(self, *lines: str, descriptors: Sequence[int] = (), wait: float = 0.0) -> bool:
+        """Send assignments such as `READY=1`, with copies of descriptors; whether that worked.
+
+        A manager that is gone, or does not take messages for `wait` seconds, must not end the service: that is a note
+        in the log.
+        """
         if self._socket is None:
-            return
+            return False
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
+            self._socket.settimeout(wait)
             self._socket.sendmsg(["\n".join(lines).encode()], rights, 0, self._address)
         except OSError as error:
             log.debug("the service manager does not hear %s: %s", lines, error)
+            return False
+        return True
 
     def status(self, text: str) -> None:
         """Say in words what is going on."""
@@ -66,26 +72,28 @@ class ServiceManager:
 
     def store(self, descriptors: Mapping[str, int]) -> bool:
         """Give descriptors into the manager's keeping, and say whether it has taken note of all of them."""
-        for name, descriptor in descriptors.items():
-            self.send("FDSTORE=1", f"FDNAME={name}", descriptors=[descriptor])
-        return self.barrier()
+        sent = [
+            self.send("FDSTORE=1", f"FDNAME={name}", descriptors=[descriptor], wait=_SEND_SECONDS)
+            for name, descriptor in descriptors.items()
+        ]
+        return all(sent) and self.barrier()
 
     def discard(self, names: Sequence[str]) -> None:
         """Have the manager close what it keeps under these names."""
         for name in names:
-            self.send("FDSTOREREMOVE=1", f"FDNAME={name}")
+            self.send("FDSTOREREMOVE=1", f"FDNAME={name}", wait=_SEND_SECONDS)
 
     def barrier(self) -> bool:
         """Wait until the manager has dealt with everything that was sent before; whether it has."""
         hear, speak = os.pipe()
         try:
-            self.send("BARRIER=1", descriptors=[speak])
+            sent = self.send("BARRIER=1", descriptors=[speak], wait=_SEND_SECONDS)
         finally:
             os.close(speak)
         try:
             poll = select.poll()
             poll.register(hear, 0)
-            return self.present and bool(poll.poll(1000 * _BARRIER_SECONDS))
+            return sent and bool(poll.poll(1000 * _BARRIER_SECONDS))
         finally:
             os.close(hear)
 

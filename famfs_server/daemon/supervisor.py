@@ -25,7 +25,7 @@ import prctl
 from famfs_server import __version__, privileges
 from famfs_server.daemon import bootstrap, handover, worker
 from famfs_server.daemon.bootstrap import MountWatch, OwnFiles
-from famfs_server.daemon.detaching import detach, remove_run_directory, unmount
+from famfs_server.daemon.detaching import detach, is_mounted, remove_run_directory, unmount
 from famfs_server.daemon.handover import Held
 from famfs_server.daemon.liveness import HUNG_SECONDS, MAX_DEATHS, Beat, Deaths, Pulse
 from famfs_server.daemon.notify import ServiceManager
@@ -452,8 +452,9 @@ class Supervisor:
     def _told_to_stop(self, held: Held) -> bool:
         """Unmount, and say whether there is nothing left to wait for."""
         if self.store:
-            # Whoever stops the service for good unmounts first; this is the way to its next start.
-            self._leaving = True
+            # Whoever stops the service for good unmounts first; with a mount, this is the way to the next start.
+            assert held.device_number is not None
+            self._leaving = is_mounted(held.options.mount_point, held.device_number)
             return True
         # Detached already, and somebody still has a file open: the second request to stop means it.
         return held.device_number is None or not unmount(held.options.mount_point, held.device_number)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""scripts/install in a folder: what is where afterwards, and what systemd thinks of it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+VENV = Path(sys.executable).parent.parent
+UNITS = "usr/local/lib/systemd/system"
+
+pytestmark = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+
+
+def install(*options: str) -> None:
+    done = subprocess.run([ROOT / "scripts/install", *options], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("root")
+    install("--root", str(path), "--venv", str(VENV))
+    return path
+
+
+def analyze(root: Path, *words: str) -> str:
+    """What systemd-analyze says, with its exit status as the last line."""
+    environment = {**os.environ, "SYSTEMD_UNIT_PATH": f"{root / UNITS}:"}
+    command = ["systemd-analyze", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+    return f"{done.stdout}{done.stderr}{done.returncode}"
+
+
+@pytest.mark.parametrize("unit", ["famfs@dev-dax0.0.service", "famfs-detach@dev-dax0.0.service"])
+def test_units_are_valid(root: Path, unit: str) -> None:
+    assert analyze(root, "verify", "--man=no", unit) == "0"
+
+
+def test_example_of_a_mount_unit_is_valid(root: Path) -> None:
+    assert analyze(root, "verify", "--man=no", str(ROOT / "systemd/mnt-famfs.mount")) == "0"
+
+
+def test_exposure(root: Path) -> None:
+    # A service whose mount all are to see cannot have a mount namespace; what is left is at most this much.
+    said = analyze(root, "security", "--offline=true", "--no-pager", "famfs@dev-dax0.0.service")
+    assert float(re.search(r"exposure level for \S+: ([\d.]+)", said)[1]) < 4.5  # type: ignore[index]
+    for setting in ("PrivateMounts", "ProtectSystem", "PrivateTmp", "PrivateDevices", "ProtectHome"):
+        assert setting not in (root / UNITS / "famfs@.service").read_text()
+
+
+def test_again_and_away(tmp_path: Path) -> None:
+    def tree() -> list[str]:
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir())
+
+    options = ["--root", str(tmp_path), "--venv", str(VENV)]
+    install(*options)
+    before = tree()
+    assert {"sbin/mount.famfs", "usr/local/bin/famfs", f"{UNITS}/famfs@.service"} <= {*before}
+    assert not any("@bindir@" in path.read_text() for path in tmp_path.rglob("*.service"))
+    install(*options)
+    assert tree() == before
+    install("--uninstall", "--root", str(tmp_path))
+    assert tree() == []
+
+
+def test_commands_of_the_units_run(root: Path) -> None:
+    for unit in (root / UNITS).iterdir():
+        for program in re.findall(r"^Exec\w+=(\S+)", unit.read_text(), re.M):
+            done = subprocess.run([program, "--help"], capture_output=True, timeout=30, check=False)
+            assert done.returncode == 0, done.stderr
