@@ -14,12 +14,12 @@ from tests.fuzz.runner import run
 
 LONG = bool(os.environ.get("FAMFS_TEST_LONG"))
 PROCESSES = 2
-SECONDS = {"images": 32, "wire": 32, "init": 6}
+SECONDS = {"images": 32, "wire": 32, "init": 6, "control": 15}
 """Of each of the processes."""
 LONG_SECONDS = 250
-LEAST = {"images": 200, "wire": 20_000, "init": 2_000}
+LEAST = {"images": 200, "wire": 20_000, "init": 2_000, "control": 200}
 """What a slow machine does of it at least: fewer would mean that the fuzzer fuzzes nothing."""
-COUNTED = {"images": "images", "wire": "messages", "init": "negotiations"}
+COUNTED = {"images": "images", "wire": "messages", "init": "negotiations", "control": "connections"}
 
 pytestmark = pytest.mark.timeout(2 * LONG_SECONDS if LONG else 90)
 

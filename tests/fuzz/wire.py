@@ -7,7 +7,6 @@ read after each request. A worker dies now and then, and the next one goes on wi
 
 import contextlib
 import errno
-import logging
 import os
 import random
 import select
@@ -20,6 +19,7 @@ from pathlib import Path
 from struct import Struct
 
 from agreement import check_places, shown
+from complaints import Complaints
 from famfs_server.dax.device import DaxDevice
 from famfs_server.dax.memory import Memory
 from famfs_server.errors import FamfsError
@@ -138,7 +138,7 @@ class Wire:
         os.close(descriptor)
         self._device = DaxDevice.open(self._image)
         self._memory = self._device.memory()
-        self._complaints = _Complaints()
+        self._complaints = Complaints()
 
     def case(self, rng: random.Random) -> Counter[str]:
         """One connection; afterwards the log shows what the connection showed, and fsck has nothing to say."""
@@ -158,22 +158,6 @@ class Wire:
         self._memory.close()
         self._device.close()
         os.unlink(self._image)
-
-
-class _Complaints(logging.Handler):
-    """What the server says about itself: an error that nobody foresaw is a finding, though it is answered."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.lines: list[str] = []
-        logger = logging.getLogger("famfs_server")
-        logger.handlers[:] = [self]
-        logger.propagate = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep what must not be."""
-        if record.exc_info:
-            self.lines.append(logging.Formatter().format(record))
 
 
 class Connection:
