@@ -122,6 +122,8 @@ def render(status: Status, before: Status | None = None) -> Iterator[str]:
     if status["requests"]["unmapped"]:
         yield f"  {status['requests']['unmapped']} reads and writes of files that the kernel should have mapped"
     yield from render_requests(status, before)
+    if status["log_lines_lost"]:
+        yield f"  {status['log_lines_lost']} lines are missing in the log: nobody took them"
     for line in status["recent"]:
         when = time.strftime("%H:%M:%S", time.localtime(line["time"]))
         yield f"  {when} {line['level']}: {line['message']}"

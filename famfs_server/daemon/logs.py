@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a daemon's log lines go: the journal with fields, syslog, or standard error; and the last ones, for status."""
+"""Where a daemon's log lines go: the journal with fields, syslog, or standard error; and the last ones, for status.
+
+None of them may hold up a file system: what the reader of the log does not take at once is lost, and counted.
+"""
 
 import logging
-import logging.handlers
 import os
+import select
 import socket
 import struct
 from collections import deque
@@ -14,6 +17,8 @@ PROGRAM = "famfs-server"
 JOURNAL = "/run/systemd/journal/socket"
 SYSLOG = "/dev/log"
 _KEPT = 20
+_DAEMON = 3 << 3
+"""The syslog facility."""
 _LONGEST = 1 << 16
 """Bytes of a message: a datagram has room for more, but nobody reads it."""
 
@@ -49,32 +54,82 @@ RECENT = Recent()
 """The process's own; workers inherit what the supervisor had to say when they were started."""
 
 
-class JournalHandler(logging.Handler):
+class _Sender(logging.Handler):
+    """Hands lines to somebody who may not keep up."""
+
+    lost = 0
+    """Lines that nobody took, in this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(f"{PROGRAM}[%(process)d]: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one; a line that is not taken at once is lost."""
+        try:
+            self.send(record)
+        except OSError:
+            _Sender.lost += 1
+
+    def send(self, record: logging.LogRecord) -> None:
+        """Send one. Raises OSError rather than wait."""
+        raise NotImplementedError
+
+
+class StderrHandler(_Sender):
+    """Writes to standard error, which may be a pipe that nobody reads or a terminal that is held."""
+
+    def send(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        data = (self.format(record) + "\n").encode("utf-8", "surrogateescape")
+        # By an open file of our own: whether writing waits is a property of the open file, which we share with the
+        # caller. Opened each time, because a daemon exchanges its standard error.
+        try:
+            descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:
+            # A socket, or there are no descriptors left.
+            _write_if_taken(2, data)
+            return
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+
+
+class SyslogHandler(_Sender):
+    """Sends to the system's log."""
+
+    def __init__(self, path: str = SYSLOG) -> None:
+        super().__init__()
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+    def send(self, record: logging.LogRecord) -> None:
+        """Send a datagram: to the path, so that a log that was started again gets it too."""
+        line = self.format(record).encode("utf-8", "surrogateescape")[:_LONGEST]
+        header = f"<{_DAEMON | _priority(record.levelno)}>".encode()
+        self._socket.sendto(header + line, socket.MSG_DONTWAIT, self._path)
+
+
+class JournalHandler(_Sender):
     """Sends records to the journal by its own protocol, with fields of ours beside the usual ones."""
 
     def __init__(self, fields: dict[str, str], path: str = JOURNAL) -> None:
         """`fields` go with every line."""
         super().__init__()
+        self.setFormatter(None)
         self.fields = fields
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        # A journal that does not keep up must not hold up a file system.
-        self._socket.setblocking(False)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send one; a line that the journal does not take is lost."""
-        try:
-            self._socket.sendto(b"".join(self._encode(record)), self._path)
-        except OSError:
-            self.handleError(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's own name
-        """Nothing: there is nobody to tell."""
+    def send(self, record: logging.LogRecord) -> None:
+        """Send a datagram."""
+        self._socket.sendto(b"".join(self._encode(record)), socket.MSG_DONTWAIT, self._path)
 
     def _encode(self, record: logging.LogRecord) -> Iterator[bytes]:
         message = self.format(record).encode("utf-8", "surrogateescape")[:_LONGEST]
         values = {
-            "PRIORITY": str(next((number for level, number in _PRIORITIES if record.levelno >= level), 7)),
+            "PRIORITY": str(_priority(record.levelno)),
             "SYSLOG_IDENTIFIER": PROGRAM,
             "SYSLOG_FACILITY": "3",
             "CODE_FILE": record.pathname,
@@ -91,6 +146,25 @@ class JournalHandler(logging.Handler):
             yield name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
 
 
+def _write_if_taken(descriptor: int, data: bytes) -> None:
+    """Write, or raise BlockingIOError where that would wait."""
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLOUT)
+    if [event for _, event in waiting.poll(0)] != [select.POLLOUT]:
+        raise BlockingIOError
+    os.write(descriptor, data)
+
+
+def lines_lost() -> int:
+    """How many lines of this process nobody took."""
+    return _Sender.lost
+
+
+def _priority(level: int) -> int:
+    """The syslog priority of a level of the module `logging`."""
+    return next((number for least, number in _PRIORITIES if level >= least), 7)
+
+
 def set_up(level: int, fields: dict[str, str], *, background: bool) -> None:
     """Send the daemon's lines to where they are looked for, from `level` on as the module `logging` counts.
 
@@ -98,16 +172,16 @@ def set_up(level: int, fields: dict[str, str], *, background: bool) -> None:
     unless that is the journal anyway. `fields` say in the journal which mount is meant.
     """
     root = logging.getLogger("famfs_server")
-    handler: logging.Handler = logging.StreamHandler()
     journal = os.path.exists(JOURNAL) and (background or _stderr_is_journal())
     # A command that has set up logging of its own says it once more: wanted on a terminal beside the system's log only.
     root.propagate = background and (journal or os.path.exists(SYSLOG))
+    handler: logging.Handler
     if journal:
         handler = JournalHandler(fields)
+    elif root.propagate:
+        handler = SyslogHandler()
     else:
-        if root.propagate:
-            handler = logging.handlers.SysLogHandler(SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
-        handler.setFormatter(logging.Formatter(f"{PROGRAM}[%(process)d]: %(message)s"))
+        handler = StderrHandler()
     root.handlers[:] = [handler, RECENT]
     root.setLevel(level)
 

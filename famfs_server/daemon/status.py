@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from famfs_server import __version__
-from famfs_server.daemon.logs import RECENT
+from famfs_server.daemon.logs import RECENT, lines_lost
 from famfs_server.daemon.options import MountOptions
 from famfs_server.errors import DeviceFaultError
 from famfs_server.fuse import counters
@@ -64,6 +64,7 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
             },
         },
         "takeovers": record.takeovers,
+        "log_lines_lost": lines_lost(),
         "recent": [asdict(line) for line in RECENT.lines()],
         "processes": {"worker": os.getpid(), "supervisor": os.getppid(), "worker_bytes": _resident()},
     }

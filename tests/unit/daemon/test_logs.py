@@ -3,6 +3,8 @@
 
 import errno
 import logging
+import os
+import resource
 import socket
 import struct
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from famfs_server.daemon import logs
-from famfs_server.daemon.logs import JournalHandler, Recent
+from famfs_server.daemon.logs import JournalHandler, Recent, SyslogHandler
 
 
 def fields(datagram: bytes) -> dict[str, str]:
@@ -64,11 +66,11 @@ def test_the_fields_of_a_line(journal: socket.socket, logger: logging.Logger, tm
 
 
 def test_a_journal_that_is_gone_is_no_error(
-    logger: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    logger: logging.Logger, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     logger.addHandler(JournalHandler({}, str(tmp_path / "nobody")))
     logger.error("lost")
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
 
 
 def test_the_last_warnings_are_kept(logger: logging.Logger) -> None:
@@ -82,7 +84,7 @@ def test_the_last_warnings_are_kept(logger: logging.Logger) -> None:
     assert lines[0].level == "warning"
 
 
-def test_the_foreground_says_it_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_foreground_says_it_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger("famfs_server")
     before = root.handlers[:], root.level, root.propagate
     try:
@@ -91,4 +93,56 @@ def test_the_foreground_says_it_on_standard_error(capsys: pytest.CaptureFixture[
     finally:
         root.handlers[:], root.propagate = before[0], before[2]
         root.setLevel(before[1])
-    assert "hello" in capsys.readouterr().err
+    assert "hello" in capfd.readouterr().err
+
+
+@pytest.fixture
+def set_up() -> Iterator[logging.Logger]:
+    """The package's logger as a daemon in the foreground sets it up."""
+    root = logging.getLogger("famfs_server")
+    before = root.handlers[:], root.level, root.propagate
+    logs.set_up(logging.INFO, {}, background=False)
+    yield root
+    root.handlers[:], root.propagate = before[0], before[2]
+    root.setLevel(before[1])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "no descriptors left"])
+def test_a_reader_that_does_not_read_holds_nobody_up(set_up: logging.Logger, kind: str) -> None:
+    ours, theirs = os.pipe() if kind != "socket" else (end.detach() for end in socket.socketpair())
+    saved = os.dup(2)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lost = logs.lines_lost()
+    os.dup2(theirs, 2)
+    try:
+        if kind == "no descriptors left":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        for number in range(4000):
+            set_up.warning("line %d %s", number, "x" * 200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.dup2(saved, 2)
+    assert os.get_blocking(theirs), "whoever shares standard error with us has another one now"
+    told = os.read(ours, 1 << 20)
+    assert told.startswith(b"famfs-server[%d]: line 0 xxx" % os.getpid())
+    assert 0 < 4000 - (logs.lines_lost() - lost) < 4000
+    for end in (ours, theirs, saved):
+        os.close(end)
+
+
+def test_syslog_that_does_not_read_holds_nobody_up(logger: logging.Logger, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    lost = logs.lines_lost()
+    logger.addHandler(SyslogHandler(str(path)))
+    logger.warning("nobody listens")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(path))
+        for number in range(2000):
+            logger.warning("line %d", number)
+        assert listener.recv(1000) == b"<28>famfs-server[%d]: line 0" % os.getpid()
+    assert logs.lines_lost() - lost > 1000
+    path.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(path))
+        logger.error("started again")
+        assert listener.recv(1000) == b"<27>famfs-server[%d]: started again" % os.getpid()
