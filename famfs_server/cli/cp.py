@@ -27,7 +27,7 @@ from famfs_server.cli.attributes import (
 from famfs_server.cli.mkdir import make_directory
 from famfs_server.cli.progress import progress
 from famfs_server.cli.source import PIECE, Source, SourceError, gathered
-from famfs_server.cli.target import Place, Targets, daxdev_option
+from famfs_server.cli.target import Place, Targets, Unmounted, daxdev_option
 from famfs_server.cli.values import umask
 from famfs_server.daemon.control_client import ControlError, FileRequest, Striping
 from famfs_server.errors import (
@@ -110,7 +110,7 @@ def command(
     nbuckets: int,
     threadct: int,
     verbose: int,
-    daxdev: str | None,
+    daxdev: Unmounted | None,
 ) -> int:
     """Copy SRC to DEST in a famfs file system.
 

@@ -18,7 +18,7 @@ from famfs_server.cli.attributes import (
     thread_option,
 )
 from famfs_server.cli.progress import progress
-from famfs_server.cli.target import Place, Targets, daxdev_option
+from famfs_server.cli.target import Place, Targets, Unmounted, daxdev_option
 from famfs_server.cli.values import LARGEST_SEED, SEED, SIZE, parse_size, umask
 from famfs_server.daemon.control_client import FileRequest
 from famfs_server.errors import ExistsError, FamfsError, PathError, UsageError
@@ -65,7 +65,7 @@ def command(
     nbuckets: int,
     threadct: int,
     verbose: int,
-    daxdev: str | None,
+    daxdev: Unmounted | None,
 ) -> int:
     """Create FILE, or many files with -M.
 

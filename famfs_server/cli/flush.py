@@ -4,7 +4,7 @@
 import click
 
 from famfs_server.cli import program
-from famfs_server.cli.target import Targets, daxdev_option
+from famfs_server.cli.target import Targets, Unmounted, daxdev_option
 from famfs_server.errors import FamfsError
 
 
@@ -12,7 +12,7 @@ from famfs_server.errors import FamfsError
 @click.option("-v", "--verbose", count=True, help="Name each file.")
 @daxdev_option
 @click.argument("file", nargs=-1, required=True)
-def command(*, file: tuple[str, ...], verbose: int, daxdev: str | None) -> int:
+def command(*, file: tuple[str, ...], verbose: int, daxdev: Unmounted | None) -> int:
     """Write back the cache lines of each FILE, and drop them. The exit status is the number of files that failed."""
     failed = 0
     with Targets(daxdev, write=False) as targets:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from famfs_server.cli import program
-from famfs_server.cli.target import Place, Targets, daxdev_option
+from famfs_server.cli.target import Place, Targets, Unmounted, daxdev_option
 from famfs_server.errors import NoSuchPathError
 
 
@@ -17,7 +17,7 @@ from famfs_server.errors import NoSuchPathError
 @click.option("-c", "--continue", "go_on", is_flag=True, hidden=True)
 @daxdev_option
 @click.argument("file", nargs=-1, required=True)
-def command(*, file: tuple[str, ...], as_json: bool, quiet: bool, go_on: bool, daxdev: str | None) -> None:
+def command(*, file: tuple[str, ...], as_json: bool, quiet: bool, go_on: bool, daxdev: Unmounted | None) -> None:
     """Show the extents of each FILE, as the log has them. Works on every kernel."""
     with Targets(daxdev, write=False) as targets:
         maps = [_map_of(targets.find(name)) for name in file]

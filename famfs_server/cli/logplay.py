@@ -10,7 +10,7 @@ import re
 import click
 
 from famfs_server.cli import program
-from famfs_server.cli.target import Targets
+from famfs_server.cli.target import Targets, Unmounted, unmounted
 from famfs_server.errors import MediaError, PathError, UsageError
 from famfs_server.volume.check import describe_stop
 from famfs_server.volume.faults import Fault
@@ -31,7 +31,14 @@ class LogplayCommand(click.Command):
 @click.option("-n", "--dryrun", is_flag=True, help="Write nothing.")
 @click.option("-S", "--shadow", multiple=True, metavar="DIRECTORY", help="Play the log into DIRECTORY/root.")
 @click.option("-s", "--shadowtest", is_flag=True, help="Compare shadow files that exist with the log.")
-@click.option("-d", "--daxdev", metavar="DEV", help="Take the log from a device that is not mounted; needs --shadow.")
+@click.option(
+    "-d",
+    "--daxdev",
+    multiple=True,
+    callback=unmounted,
+    metavar="DEV",
+    help="Take the log from a device that is not mounted; needs --shadow.",
+)
 @click.option("-m", "--mmap", "by_mmap", is_flag=True, hidden=True)
 @click.option("-r", "--read", "by_read", is_flag=True, hidden=True)
 @click.option("-c", "--client", is_flag=True, hidden=True)
@@ -44,7 +51,7 @@ def command(
     dryrun: bool,
     shadow: tuple[str, ...],
     shadowtest: bool,
-    daxdev: str | None,
+    daxdev: Unmounted | None,
     by_mmap: bool,
     by_read: bool,
     client: bool,

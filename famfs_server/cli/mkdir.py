@@ -5,7 +5,7 @@ import click
 
 from famfs_server.cli import program
 from famfs_server.cli.attributes import Ownership, ownership_options
-from famfs_server.cli.target import Place, Targets, daxdev_option
+from famfs_server.cli.target import Place, Targets, Unmounted, daxdev_option
 from famfs_server.errors import ExistsError, NotADirectoryPathError
 
 DEFAULT_MODE = 0o755
@@ -26,7 +26,7 @@ def command(
     uid: int | None,
     gid: int | None,
     verbose: int,
-    daxdev: str | None,
+    daxdev: Unmounted | None,
 ) -> None:
     """Make each DIRECTORY."""
     owner = Ownership.of(uid, gid)

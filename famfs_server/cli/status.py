@@ -111,6 +111,10 @@ def render(status: Status, before: Status | None = None) -> Iterator[str]:
     yield f"  {status['files']} files, {status['directories']} directories, {status['not_logged_yet']} not logged yet"
     used = space["capacity"] - space["free"]
     yield f"  space {space['free']} of {space['capacity']} bytes free{_percent(used, space['capacity'])}"
+    for device in status["devices"][1:]:
+        yield f"  device {device['index']}: {device['path'] or device['uuid']}, {device['state']}"
+        if device["problem"]:
+            yield f"    {device['problem']}; files on it are EIO"
     for fault, number in status["skipped"].items():
         yield f"  {number} entries not shown: {fault.replace('_', ' ')}"
     if status["damage"]:

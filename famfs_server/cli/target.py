@@ -17,7 +17,7 @@ from uuid import UUID
 import click
 
 from famfs_server.daemon.control_client import FileRequest
-from famfs_server.errors import NoSuchPathError, PathError
+from famfs_server.errors import NoSuchPathError, PathError, UsageError
 from famfs_server.fuse import mountapi
 
 if TYPE_CHECKING:
@@ -128,13 +128,21 @@ class Place:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Unmounted:
+    """A file system that is not mounted: the device with its log, and where its further devices are, by UUID."""
+
+    device: str
+    further: tuple[tuple[UUID, str], ...] = ()
+
+
 class Targets:
     """Finds the file system of each path that a command was given; gives all of them back at the end.
 
     `daxdev` names the device whose file system is meant, not mounted here; paths are relative to its root then.
     """
 
-    def __init__(self, daxdev: str | None, *, write: bool) -> None:
+    def __init__(self, daxdev: Unmounted | None, *, write: bool) -> None:
         self._daxdev = daxdev
         self._write = write
         self._stack = ExitStack()
@@ -155,8 +163,9 @@ class Targets:
         if self._daxdev is not None:
             from famfs_server.cli.unmounted import DeviceTarget, relative_path
 
-            device, write = self._daxdev, self._write
-            return Place(self._target(device, lambda: DeviceTarget(device, write=write)), relative_path(path), path)
+            named, write = self._daxdev, self._write
+            target = self._target(named.device, lambda: DeviceTarget(named, write=write))
+            return Place(target, relative_path(path), path)
         mount, inside = find_mount(path)
         return Place(self._target(mount.mount_id, lambda: _mounted(mount)), inside, path)
 
@@ -201,8 +210,31 @@ def this_host() -> UUID | None:
         return None
 
 
+def unmounted(_context: click.Context, _option: click.Parameter, words: Sequence[str]) -> Unmounted | None:
+    """The values of --daxdev. Raises UsageError unless one of them, and only one, is a device and no UUID=PATH."""
+    devices, further = [], []
+    for word in words:
+        text, _, path = word.partition("=")
+        try:
+            further.append((UUID(text), path))
+        except ValueError:
+            devices.append(word)
+            continue
+        if not path:
+            raise UsageError(f"--daxdev {word}: write UUID=PATH")
+    if len(devices) == 1:
+        return Unmounted(devices[0], tuple(further))
+    if devices or further:
+        raise UsageError("--daxdev names the device of the file system once, and further devices as UUID=PATH")
+    return None
+
+
 def daxdev_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --daxdev."""
     return click.option(
-        "--daxdev", metavar="DEV", help="Work on this device, not mounted here; paths are relative to its root."
+        "--daxdev",
+        multiple=True,
+        callback=unmounted,
+        metavar="DEV",
+        help="Work on this device, not mounted here; paths are relative to its root. UUID=PATH: a further device.",
     )(function)

@@ -4,15 +4,19 @@
 import errno
 import os
 from collections.abc import Iterable, Sequence
+from uuid import UUID
 
-from famfs_server.cli.target import Status, Target, this_host
-from famfs_server.daemon.control_client import FileRequest
+from famfs_server.cli.target import Status, Target, Unmounted, this_host
+from famfs_server.daemon.control_client import FileRequest, run_root
+from famfs_server.daemon.devices import CACHE_NAME
 from famfs_server.dax import hostid
 from famfs_server.dax.device import DaxDevice, Lock
 from famfs_server.dax.memory import Memory
 from famfs_server.errors import DeviceFaultError, NoSuchPathError, PathError
 from famfs_server.volume import namespace as ns
+from famfs_server.volume.devices import Attached
 from famfs_server.volume.faults import Fault
+from famfs_server.volume.finder import DeviceFinder, PlaceCache
 from famfs_server.volume.replay import normalise
 from famfs_server.volume.space import Interleave
 from famfs_server.volume.volume import NewFile, Volume
@@ -35,9 +39,11 @@ def relative_path(path: str) -> bytes:
 class DeviceTarget(Target):
     """The file system on one device, opened by this process."""
 
-    def __init__(self, device: str, *, write: bool) -> None:
+    def __init__(self, named: Unmounted, *, write: bool) -> None:
         """Open, lock and replay. With `write` no other process of this host may write to the log meanwhile."""
+        device = named.device
         self._device = DaxDevice.open(device, writable=write)
+        self._further: list[tuple[DaxDevice, Memory]] = []
         self._memory: Memory | None = None
         try:
             self._device.require_lock(
@@ -53,9 +59,21 @@ class DeviceTarget(Target):
             host = hostid.system_uuid() if write else this_host()
             self._memory = self._device.memory()
             self._volume = Volume(self._memory, host, device)
+            finder = DeviceFinder(dict(named.further), PlaceCache(run_root() / CACHE_NAME), writable=write)
+            self._volume.attach_devices(lambda uuid: self._attach(finder, uuid))
         except BaseException:
             self._close_device()
             raise
+
+    def _attach(self, finder: DeviceFinder, uuid: UUID) -> Attached:
+        device = finder.find(self._volume.superblock.uuid, uuid)
+        try:
+            memory = device.memory()
+        except BaseException:
+            device.close()
+            raise
+        self._further.append((device, memory))
+        return Attached(device.path, device.size, memory)
 
     def _nodeid(self, path: bytes) -> int:
         nodeid = self._volume.namespace.resolve(path)
@@ -116,6 +134,9 @@ class DeviceTarget(Target):
         # A mapping keeps a descriptor of its own, and with it the locks: no view of it may be left.
         if self._memory is not None:
             self._memory.close()
+        for device, memory in self._further:
+            memory.close()
+            device.close()
         self._device.close()
 
 

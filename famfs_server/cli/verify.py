@@ -9,7 +9,7 @@ import click
 from famfs_server.cli import program
 from famfs_server.cli.attributes import thread_option
 from famfs_server.cli.progress import progress
-from famfs_server.cli.target import Place, Targets, daxdev_option
+from famfs_server.cli.target import Place, Targets, Unmounted, daxdev_option
 from famfs_server.cli.values import SEED
 from famfs_server.errors import FamfsError, UsageError
 
@@ -30,7 +30,7 @@ def command(
     multi: tuple[str, ...],
     threadct: int,
     quiet: bool,
-    daxdev: str | None,
+    daxdev: Unmounted | None,
 ) -> int:
     """Compare files with the data that `creat -r` gave them. The exit status is the number of files that differ."""
     if multi:

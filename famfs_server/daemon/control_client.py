@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import h11
@@ -43,6 +44,11 @@ _BY_ERRNO: dict[int, type[FamfsError]] = {
     errno.ENOTDIR: errors.NotADirectoryPathError,
     errno.EEXIST: errors.ExistsError,
 }
+
+
+def run_root() -> Path:
+    """Where run-time files of mounts lie."""
+    return Path(os.environ.get("FAMFS_RUN_DIR") or "/run/famfs")
 
 
 class ControlError(FamfsError):

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from famfs_server import privileges
 from famfs_server.daemon import detaching, handover, logs, worker
+from famfs_server.daemon.control_client import run_root
 from famfs_server.daemon.handover import Held
 from famfs_server.daemon.locking import lock_for_mount, lock_for_writing
 from famfs_server.daemon.notify import ServiceManager, take_passed
@@ -29,11 +30,6 @@ from famfs_server.omf import layout, superblock
 from famfs_server.omf import log as omf_log
 
 log = logging.getLogger(__name__)
-
-
-def run_root() -> Path:
-    """Where run-time files of mounts lie."""
-    return Path(os.environ.get("FAMFS_RUN_DIR") or "/run/famfs")
 
 
 def mount(

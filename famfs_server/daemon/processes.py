@@ -4,6 +4,7 @@
 import contextlib
 import logging
 import os
+import select
 import selectors
 import signal
 import socket
@@ -127,9 +128,25 @@ class Processes:
         for key, _ in events:
             if key.fileobj is self._wakeup and self._wakeup is not None:
                 signals.update(self._wakeup.recv(4096))
+            elif key.data is not None:
+                if not key.data():
+                    self._selector.unregister(key.fileobj)
             else:
                 readable.add(key.fd)
-        return Happened(frozenset(signals), self._collect(), frozenset(readable))
+        ended = self._collect()
+        if ended and descriptors:
+            # What a child said before it died may have come only while somebody who listens was busy.
+            readable.update(select.select(descriptors, [], [], 0)[0])
+        return Happened(frozenset(signals), ended, frozenset(readable))
+
+    def listen(self, source: socket.socket, handle: Callable[[], bool]) -> None:
+        """Have every `wait` call `handle` when `source` becomes readable, until it says False."""
+        self._selector.register(source, selectors.EVENT_READ, handle)
+
+    def ignore(self, source: socket.socket) -> None:
+        """Listen to `source` no more, if anybody did."""
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(source)
 
     def _collect(self) -> dict[int, int]:
         ended: dict[int, int] = {}

@@ -17,6 +17,7 @@ from famfs_server.fuse.channel import Channel
 from famfs_server.fuse.counters import OpcodeFigures
 from famfs_server.fuse.dialects import Decision
 from famfs_server.fuse.filesystem import FileSystem
+from famfs_server.volume.devices import describe
 from famfs_server.volume.volume import Volume
 
 
@@ -47,6 +48,17 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
         "files": figures.files,
         "directories": figures.directories,
         "space": {"capacity": figures.capacity, "allocated": figures.allocated, "free": figures.free},
+        "devices": [
+            {
+                "index": device.index,
+                "uuid": str(device.uuid),
+                "path": None if device.found is None else device.found.path,
+                "size": device.size,
+                "state": device.state.value,
+                "problem": "" if device.complete else describe(device),
+            }
+            for device in volume.table.entries
+        ],
         "skipped": {fault.name.lower(): count for fault, count in figures.skipped.items()},
         "damage": None if damage is None else {"index": damage.index, "what": damage.damage.value},
         "lagging": volume.lagging,

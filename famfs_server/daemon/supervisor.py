@@ -26,6 +26,7 @@ from famfs_server import __version__, privileges
 from famfs_server.daemon import bootstrap, handover, worker
 from famfs_server.daemon.bootstrap import MountWatch, OwnFiles
 from famfs_server.daemon.detaching import detach, is_mounted, remove_run_directory, unmount
+from famfs_server.daemon.devices import DeviceKeeper
 from famfs_server.daemon.handover import Held
 from famfs_server.daemon.liveness import HUNG_SECONDS, MAX_DEATHS, Beat, Deaths, Pulse
 from famfs_server.daemon.notify import ServiceManager
@@ -86,6 +87,11 @@ class Supervisor:
     _keepalive: int = -1
     _asker: Asker | None = None
     _leaving: bool = False
+    devices: DeviceKeeper = field(init=False)
+    """The devices beyond the first."""
+
+    def __post_init__(self) -> None:
+        self.devices = DeviceKeeper.create(self.options.daxdevs, self.options.mount_point, self.run_directory.parent)
 
     def run(self) -> None:
         """Mount, serve, and return when the file system is unmounted.
@@ -110,6 +116,7 @@ class Supervisor:
             self._let_go()
             os.close(fuse)
             self._processes.end()
+            self.devices.close()
             if not self._leaving:
                 remove_run_directory(self.run_directory)
 
@@ -149,6 +156,7 @@ class Supervisor:
             self._let_go()
             os.close(held.session.fuse)
             self._processes.end()
+            self.devices.close()
             if not self._leaving:
                 remove_run_directory(self.run_directory)
 
@@ -208,6 +216,9 @@ class Supervisor:
         self, session: Session, messages: int, takeover: Negotiated | None, *unwanted: int, successor: bool = False
     ) -> int:
         """Start a worker without the `unwanted` descriptors; its pid."""
+        if self.devices.asked_at is not None:
+            self._processes.ignore(self.devices.asked_at)
+        theirs = self.devices.connect()
         assignment = worker.Assignment(
             self.options,
             self.device,
@@ -217,6 +228,8 @@ class Supervisor:
             messages,
             takeover,
             self.background,
+            self.devices,
+            theirs,
             self._meta.files if self._meta else None,
             successor,
         )
@@ -226,7 +239,11 @@ class Supervisor:
                 os.close(descriptor)
             return worker.run(assignment)
 
-        return self._processes.fork("worker", serve)
+        pid = self._processes.fork("worker", serve)
+        theirs.close()
+        assert self.devices.asked_at is not None
+        self._processes.listen(self.devices.asked_at, self.devices.answer)
+        return pid
 
     def _start_worker(
         self, session: Session, mount: DetachedMount | None, before: Negotiated | None
@@ -295,6 +312,7 @@ class Supervisor:
             self.device.close()
             if self._meta:
                 self._meta.files.close()
+            self.devices.close()
             descriptor = os.open(".meta/.superblock", os.O_RDONLY, dir_fd=mount.fd)
             magic = os.read(descriptor, 8)
             os.close(descriptor)
@@ -326,6 +344,7 @@ class Supervisor:
             self.device.close()
             if self._meta:
                 self._meta.files.close()
+            self.devices.close()
             os.setsid()
             if self.background:
                 worker.leave_terminal()

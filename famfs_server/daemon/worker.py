@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import trio
 from famfs_server import privileges
 from famfs_server.daemon import control, status
 from famfs_server.daemon.control import ControlServer
+from famfs_server.daemon.devices import DeviceKeeper, DeviceLink
 from famfs_server.daemon.fullness import Fullness
 from famfs_server.daemon.logs import add_field
 from famfs_server.daemon.metafiles import MetaFiles
@@ -26,7 +28,7 @@ from famfs_server.daemon.options import SYSLOG_LEVELS, MountOptions
 from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.dax.memory import Memory
 from famfs_server.dax.partial import PartialMemory
-from famfs_server.errors import FamfsError, MountError, NegotiationError
+from famfs_server.errors import DeviceError, FamfsError, MountError, NegotiationError
 from famfs_server.fuse.abi import InitFlag
 from famfs_server.fuse.channel import Channel
 from famfs_server.fuse.dialects import (
@@ -42,6 +44,7 @@ from famfs_server.fuse.filesystem import DAY, FileSystem, Settings
 from famfs_server.fuse.notifier import Notifier, send_all
 from famfs_server.fuse.operations import FamfsOperations
 from famfs_server.fuse.session import Session
+from famfs_server.volume.devices import DeviceTable, describe
 from famfs_server.volume.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -81,6 +84,10 @@ class Assignment:
     """What the predecessor negotiated; nothing for the first worker of a mount."""
     background: bool
     """Whether the caller's terminal and pipes are given back once the worker serves."""
+    devices: DeviceKeeper
+    """The further devices that are open already."""
+    device_socket: socket.socket
+    """Where the supervisor is asked for others."""
     meta: MetaFiles | None = None
     """Superblock and log of a device in famfs mode; without them the worker maps the device itself."""
     successor: bool = False
@@ -163,6 +170,7 @@ def _serve(assignment: Assignment) -> int:
     volume = Volume(memory, assignment.host, assignment.device.path, state=session.namespace)
     volume.progress = session.record.working
     add_field("FAMFS_UUID", str(volume.superblock.uuid))
+    _attach_devices(volume, assignment)
     channel = Channel(session)
     volume.give_way = channel.give_way
     if not assignment.successor:
@@ -178,6 +186,7 @@ def _serve(assignment: Assignment) -> int:
     else:
         channel.resume(takeover.init)
         decision = takeover.decision
+    _restrict_new_files(volume.table, decision)
     settings = Settings(
         shadow=os.fsencode(assignment.run_directory),
         timeout=DAY if options.timeout is None else int(options.timeout),
@@ -208,6 +217,7 @@ def _start_notifier(assignment: Assignment, claim: int) -> Notifier:
             os.close(claim)
             if assignment.meta:
                 assignment.meta.close()
+            assignment.device_socket.close()
             if assignment.background:
                 leave_terminal()
             send_all(source, assignment.session.fuse)
@@ -305,6 +315,24 @@ def decide_data_path(request: InitRequest, fuse: int, options: MountOptions, dev
     if decision.failed:
         raise NegotiationError(f"fmap=require cannot be met: {decision.reason}")
     return decision
+
+
+def _attach_devices(volume: Volume, assignment: Assignment) -> None:
+    """Find the devices that the log names. Raises DeviceError where all of them are wanted and one is missing."""
+    link = DeviceLink(assignment.devices, assignment.device_socket, volume.superblock.uuid)
+    volume.attach_devices(link.attach)
+    incomplete = volume.table.incomplete
+    if assignment.options.require_all_daxdevs and not assignment.successor and incomplete:
+        raise DeviceError(f"require_all_daxdevs: {'; '.join(describe(device) for device in incomplete)}")
+    for device in incomplete:
+        log.warning("%s: %s; files on it are EIO", volume.device, describe(device))
+
+
+def _restrict_new_files(table: DeviceTable, decision: Decision) -> None:
+    """What is made on this mount must be expressible in this kernel's maps (decisions 13)."""
+    if decision.candidates:
+        last = min(dialect.max_devindex for dialect in decision.candidates)
+        table.restrict(lambda device: device.index <= last and device.found is not None and device.found.kernel_can_map)
 
 
 def _report_damage(volume: Volume) -> None:

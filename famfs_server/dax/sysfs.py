@@ -2,6 +2,7 @@
 """What sysfs tells about a dax device: driver, size, alignment (docs/devices.md)."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def attributes(device_number: int, path: str, sysfs: Path = SYSFS) -> DaxAttribu
     except (OSError, ValueError) as error:
         raise DeviceError(f"{path}: cannot read size and align in {directory}: {error}") from error
     return DaxAttributes(directory.name, directory, _link_name(node / "driver"), size, align)
+
+
+def device_nodes(sysfs: Path = SYSFS, dev: Path = Path("/dev")) -> list[str]:
+    """The paths of the dax devices of this host that have a node, dax0.0 before dax0.1 before dax10.0."""
+    directory = sysfs / "bus" / "dax" / "devices"
+    names = [entry.name for entry in directory.iterdir()] if directory.is_dir() else []
+    names.sort(key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    return [str(dev / name) for name in names if (dev / name).exists()]
 
 
 def _link_name(link: Path) -> str:

@@ -127,14 +127,37 @@ def format_steps(
     yield Store(layout.LOG_OFFSET, log.build_header(log_length))
     yield WriteBack(layout.LOG_OFFSET, log_length)
     yield Fence()
-    pieces = superblock.build(
-        uuid=uuid,
-        device_uuid=device_uuid,
-        system_uuid=system_uuid,
-        log_length=log_length,
-        device_size=device_size,
-        device_path=device_path,
+    yield from _superblock_steps(
+        superblock.build(
+            uuid=uuid,
+            device_uuid=device_uuid,
+            system_uuid=system_uuid,
+            log_length=log_length,
+            device_size=device_size,
+            device_path=device_path,
+        )
     )
+
+
+def secondary_steps(
+    *, uuid: UUID, device_uuid: UUID, system_uuid: UUID, device_size: int, device_path: str
+) -> Iterator[Step]:
+    """Make a further device of the file system `uuid`: forget what superblock is there, write the new one."""
+    yield from kill_steps()
+    yield from _superblock_steps(
+        superblock.build(
+            uuid=uuid,
+            device_uuid=device_uuid,
+            system_uuid=system_uuid,
+            log_length=0,
+            device_size=device_size,
+            device_path=device_path,
+        )
+    )
+
+
+def _superblock_steps(pieces: Sequence[tuple[int, bytes]]) -> Iterator[Step]:
+    """Store a superblock, its magic number last."""
     for offset, data in pieces:
         yield Store(offset + 8, data[8:]) if offset == 0 else Store(offset, data)
     yield WriteBack(layout.SUPERBLOCK_OFFSET, layout.SUPERBLOCK.itemsize)

@@ -59,6 +59,9 @@ SUPERBLOCK = np.dtype(
     ]
 )
 SUPERBLOCK_CRC_SPAN = 96
+SUPERBLOCK_FLAGS_OFFSET = 104
+FLAG_SECONDARY = 2
+"""Bit of `ts_sb_flags`: a device that an ADD_DAXDEV entry of another device's log has added."""
 
 LOG_HEADER = np.dtype(
     [

@@ -16,6 +16,7 @@ class SuperblockState(Enum):
     """What the first 200 bytes of a device are."""
 
     VALID = "valid"
+    SECONDARY = "the superblock of a further device of a famfs file system"
     ABSENT = "no famfs superblock"
     OTHER_VERSION = "a famfs superblock of another version"
     BAD_CRC = "a famfs superblock with a wrong checksum"
@@ -106,6 +107,12 @@ def inspect(data: bytes) -> Inspection:
             "the superblock's checksum is wrong: the device is damaged or was being formatted; "
             "mkfs.famfs -f makes a new file system",
         )
+    if found.log_length == found.log_offset == 0:
+        return Inspection(
+            SuperblockState.SECONDARY,
+            found,
+            f"this is a further device of the file system {found.uuid}; name the device that holds its log",
+        )
     problem = _impossible(found, readable)
     if problem:
         return Inspection(SuperblockState.INVALID, found, problem)
@@ -147,13 +154,14 @@ def build(
 ) -> list[tuple[int, bytes]]:
     """The bytes of a new superblock as (offset, data) pieces, in no particular order.
 
-    What format 4.3 says mkfs leaves alone (flags, padding, the device's uuid slot) is in no piece.
+    What format 4.3 says mkfs leaves alone (flags, padding, the device's uuid slot) is in no piece. `log_length` 0 makes
+    the superblock of a further device, which has no log (format 7.5); its flags are written.
     """
     record = np.zeros(1, layout.SUPERBLOCK)
     row = record[0]
     row["ts_magic"] = layout.SUPERBLOCK_MAGIC
     row["ts_version"] = layout.VERSION
-    row["ts_log_offset"] = layout.LOG_OFFSET
+    row["ts_log_offset"] = layout.LOG_OFFSET if log_length else 0
     row["ts_log_len"] = log_length
     row["ts_alloc_unit"] = layout.ALLOC_UNIT
     row["ts_omf_ver_major"], row["ts_omf_ver_minor"] = layout.OMF_VERSION
@@ -161,9 +169,11 @@ def build(
     row["ts_dev_uuid"] = np.void(device_uuid.bytes)
     row["ts_system_uuid"] = np.void(system_uuid.bytes)
     row["ts_crc"] = layout.crc(record.tobytes()[: layout.SUPERBLOCK_CRC_SPAN])
+    row["ts_sb_flags"] = 0 if log_length else layout.FLAG_SECONDARY
     daxdev = row["ts_daxdev"]
     daxdev["dd_size"] = device_size
     path = device_path.encode("utf-8", "surrogateescape")[: layout.DAXDEV_FIELD]
     daxdev["dd_daxdev"] = np.void(path.ljust(layout.DAXDEV_FIELD, b"\0"))
     data = record.tobytes()
-    return [(0, data[:104]), (112, data[112:120]), (136, data[136:200])]
+    head = layout.SUPERBLOCK_FLAGS_OFFSET + (0 if log_length else 8)
+    return [(0, data[:head]), (112, data[112:120]), (136, data[136:200])]

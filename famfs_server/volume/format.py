@@ -52,6 +52,7 @@ def make_filesystem(
     check_log_length(log_length)
     if layout.LOG_OFFSET + log_length >= memory.size:
         raise UsageError(f"a log of {log_length} bytes leaves no room on a device of {memory.size} bytes")
+    _clear_flags(memory)
     steps = append.format_steps(
         uuid=uuid or uuid4(),
         device_uuid=device_uuid or uuid4(),
@@ -65,3 +66,28 @@ def make_filesystem(
     if found.state is not SuperblockState.VALID or found.superblock is None:
         raise MediaError(f"{device}: what was written did not stay; the device is not writable")
     return found.superblock
+
+
+def prepare_device(
+    memory: DeviceMemory, device: str, *, uuid: UUID, host: UUID, device_uuid: UUID | None = None
+) -> Superblock:
+    """Write the superblock of a further device of the file system `uuid`, and give it (format 4.4)."""
+    steps = append.secondary_steps(
+        uuid=uuid,
+        device_uuid=device_uuid or uuid4(),
+        system_uuid=host,
+        device_size=memory.size,
+        device_path=device,
+    )
+    append.run(steps, memory)
+    found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize))
+    if found.state is not SuperblockState.SECONDARY or found.superblock is None:
+        raise MediaError(f"{device}: what was written did not stay; the device is not writable")
+    return found.superblock
+
+
+def _clear_flags(memory: DeviceMemory) -> None:
+    """A device that was a further one until now must not go on calling itself so: mkfs writes no flags (format 4.3)."""
+    found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize))
+    if found.state is SuperblockState.SECONDARY:
+        memory.write(layout.SUPERBLOCK_FLAGS_OFFSET, bytes(8))

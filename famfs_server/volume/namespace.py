@@ -405,11 +405,11 @@ class Namespace:
         self._header[_EXTENTS_USED] = start + count
         return int(start)
 
-    def set_provisional_extent(self, row: int, offset: int, length: int) -> None:
+    def set_provisional_extent(self, row: int, device: int, offset: int, length: int) -> None:
         """Store the one extent of a provisional row, which has its own place: the rows of the log come in its order."""
         place = self.provisional_row * layout.MAX_STRIPS + row - self.provisional_row
         at = 3 * place
-        self._extent_words[at], self._extent_words[at + 1], self._extent_words[at + 2] = 0, offset, length
+        self._extent_words[at], self._extent_words[at + 1], self._extent_words[at + 2] = device, offset, length
         self.extent_start[row] = place
         self.extent_count[row] = 1 if length else 0
 

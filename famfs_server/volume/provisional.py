@@ -208,7 +208,7 @@ class Provisional:
             tree.uid[row], tree.gid[row], tree.parent[row] = uid, gid, parent
             tree.size[row] = 0
             tree.atime[row] = tree.mtime[row] = tree.ctime[row] = 0
-            tree.set_provisional_extent(row, 0, 0)
+            tree.set_provisional_extent(row, 0, 0, 0)
             tree.set_provisional_name(row, name)
             tree.lookups[slot], tree.opens[slot], tree.logged[slot] = 1, 1, 0
             tree.serial[slot] = nodeid
@@ -276,7 +276,7 @@ class Provisional:
             column[logged] = column[row]
         tree.made_as[logged] = 1 + number_of(tree.serial[slot])
         tree.logged[slot] = logged
-        tree.set_provisional_extent(row, 0, 0)
+        tree.set_provisional_extent(row, 0, 0, 0)
         self.aliases[logged] = tree.serial[slot]
 
     # -- space ----------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ class Provisional:
                     break
             else:
                 return self._room_elsewhere(extent, need)
-        self._tree.set_provisional_extent(row, extent.offset, extent.length)
+        self._tree.set_provisional_extent(row, extent.device, extent.offset, extent.length)
         return None
 
     def _room_elsewhere(self, extent: Extent, need: int) -> Extent:
@@ -322,7 +322,7 @@ class Provisional:
                 space.free_again(Fmap((target,)))
             raise
         with self._lock:
-            self._tree.set_provisional_extent(row, target.offset, target.length)
+            self._tree.set_provisional_extent(row, target.device, target.offset, target.length)
             space.free_again(Fmap((extent,)))
 
     def _trim(self, row: int, size: int) -> Extent:
@@ -334,7 +334,7 @@ class Provisional:
             rest = Extent(extent.device, extent.offset + length, extent.length - length)
             self._volume.space.free_again(Fmap((rest,)))
             extent = Extent(extent.device, extent.offset, length)
-            self._tree.set_provisional_extent(row, extent.offset, extent.length)
+            self._tree.set_provisional_extent(row, extent.device, extent.offset, extent.length)
         return extent
 
     def _zero(self, row: int, start: int, end: int) -> None:
@@ -351,7 +351,7 @@ class Provisional:
         extent = self._extent(row)
         if extent is not None:
             self._volume.space.free_again(Fmap((extent,)))
-            tree.set_provisional_extent(row, 0, 0)
+            tree.set_provisional_extent(row, 0, 0, 0)
         tree.mode[row] = 0
         self._by_name.pop((tree.parent[row], tree.name(row)), None)
 

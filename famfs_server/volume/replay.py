@@ -71,6 +71,7 @@ class Replay:
         self._bulk = bulk
         self._directories: dict[bytes, int] = {b"": ROOT}
         self.devices: list[UUID | None] = [None]
+        self._known: set[UUID | None] = set()
         self._restore_devices()
 
     def _restore_devices(self) -> None:
@@ -82,6 +83,7 @@ class Replay:
         for index in np.flatnonzero(named & hidden).tolist():
             nodeid = ns.nodeid_of(index)
             self.devices.append(UUID(bytes=tree.name(nodeid)))
+            self._known.add(self.devices[-1])
             self._space.add_device(tree.size[nodeid])
 
     def run(self, memory: Readable, end: int, log_end: int | None = None, block: int = BLOCK) -> Iterator[Stop | None]:
@@ -142,7 +144,7 @@ class Replay:
         nodeid = ns.nodeid_of(index)
         if int(record["dd_index"]) != len(self.devices):
             self._namespace.skip(nodeid, Fault.DEVICE_INDEX)
-        elif uuid in self.devices:
+        elif uuid in self._known:
             self._namespace.skip(nodeid, Fault.DEVICE_DUPLICATE)
         else:
             # Kept in the namespace as a node without a mode, for a process that takes over.
@@ -150,6 +152,7 @@ class Replay:
             tree.name_offset[nodeid], tree.name_length[nodeid] = tree.store_names(uuid.bytes), _UUID_SIZE
             tree.size[nodeid] = int(record["dd_size"])
             self.devices.append(uuid)
+            self._known.add(uuid)
             self._space.add_device(int(record["dd_size"]))
         self._namespace.publish(nodeid + 1)
 
@@ -321,7 +324,8 @@ class _Extents:
             any_of((self.offset % unit != 0) | (self.length % unit != 0) | (self.length == 0)),
             Fault.MISALIGNED,
         )
-        mark(any_of((self.device == 0) & (self.offset < space.log_end)), Fault.IN_METADATA)
+        first_usable = np.where(self.device == 0, space.first_usable(0), space.first_usable(1))
+        mark(any_of(self.offset < first_usable), Fault.IN_METADATA)
         mark(
             any_of((self.offset > limit) | (self.length > limit - np.minimum(self.offset, limit))),
             Fault.BEYOND_DEVICE,

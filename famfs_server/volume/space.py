@@ -6,6 +6,7 @@ million files is one run. A run is keyed by its end, so that taking space from i
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from random import Random
 
@@ -148,27 +149,46 @@ class Space:
     visible or skipped, is never handed out again, so that data behind a damaged entry survives.
     """
 
-    def __init__(self, log_end: int, device_size: int, alloc_unit: int, *, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        log_end: int,
+        device_size: int,
+        alloc_unit: int,
+        *,
+        available: AbstractSet[int] = frozenset({0}),
+        seed: int | None = None,
+    ) -> None:
+        """`available` are the numbers of the devices that new files may lie on; it may change at any time."""
         self.alloc_unit = alloc_unit
+        self.available = available
         self.sizes = [device_size]
         self.log_end = log_end
         self._owned = [self._blank(0)]
         self._usable = self._owned
-        self._cursor = 0
+        self._cursors = [0]
+        self._ahead: dict[int, list[tuple[int, int]]] = {}
+        """Ranges that skipped entries name on devices that are not known yet."""
         self._random = Random(seed)
 
     def _blank(self, device: int) -> FreeRuns:
         # The last unit is left alone where it is not a whole one (format 10.17).
         whole = self.sizes[device] // self.alloc_unit * self.alloc_unit
-        return FreeRuns(self.log_end if device == 0 else 0, whole)
+        return FreeRuns(self.first_usable(device), whole)
+
+    def first_usable(self, device: int) -> int:
+        """Where on a device file data may begin: behind the log, or behind the superblock of a further device."""
+        return self.log_end if device == 0 else layout.SUPERBLOCK_REGION
 
     def add_device(self, size: int) -> None:
         """A further device of `size` bytes, numbered in the order of calls."""
         self.sizes.append(size)
+        self._cursors.append(0)
         separate = self._usable is not self._owned
         self._owned.append(self._blank(len(self.sizes) - 1))
         if separate:
             self._usable.append(self._blank(len(self.sizes) - 1))
+        for offset, length in self._ahead.pop(len(self.sizes) - 1, ()):
+            self.reserve(len(self.sizes) - 1, offset, length)
 
     def load(self, extents: NDArray[np.void]) -> bool:
         """Own all of `extents` (namespace rows) at once, if they are disjoint; otherwise change nothing, say False."""
@@ -201,19 +221,21 @@ class Space:
 
     def reserve(self, device: int, offset: int, length: int) -> None:
         """Never hand out a range that a skipped entry names; what lies within the devices counts."""
+        if device >= len(self.sizes):
+            self._ahead.setdefault(device, []).append((offset, length))
+            return
         if self._usable is self._owned:
             self._usable = [runs.copy() for runs in self._owned]
-        if device < len(self._usable):
-            runs, unit = self._usable[device], self.alloc_unit
-            if length and runs.start <= offset < runs.end:
-                # Whole units, wherever the entry says it begins: what is left must stay fit for allocation.
-                start, end = offset // unit * unit, -(-(offset + length) // unit) * unit
-                runs.occupy(start, min(end, runs.end) - start)
+        runs, unit = self._usable[device], self.alloc_unit
+        if length and runs.start <= offset < runs.end:
+            # Whole units, wherever the entry says it begins: what is left must stay fit for allocation.
+            start, end = offset // unit * unit, -(-(offset + length) // unit) * unit
+            runs.occupy(start, min(end, runs.end) - start)
 
     @property
     def free(self) -> int:
         """Bytes that can still be allocated."""
-        return sum(runs.free for runs in self._usable)
+        return sum(self._usable[device].free for device in self._candidates())
 
     @property
     def allocated(self) -> int:
@@ -243,13 +265,13 @@ class Space:
         maps: list[Fmap] = []
         if len(wanted) > 1 and not any(interleave for _, interleave in wanted):
             lengths = [-(-size // layout.ALLOC_UNIT) * layout.ALLOC_UNIT for size, _ in wanted]
-            at = self._usable[0].first_fit(sum(lengths), self._cursor, self._usable[0].end)
+            at = self._usable[0].first_fit(sum(lengths), self._cursors[0], self._usable[0].end)
             if at is not None:
                 self.own((Extent(0, at, sum(lengths)),))
                 for length in lengths:
                     maps.append(Fmap((Extent(0, at, length),)))
                     at += length
-                self._cursor = at
+                self._cursors[0] = at
                 return maps
         try:
             for size, interleave in wanted:
@@ -266,9 +288,8 @@ class Space:
             self._owned[extent.device].release(extent.offset, extent.length)
             if self._usable is not self._owned:
                 self._usable[extent.device].release(extent.offset, extent.length)
-            if extent.device == 0:
-                # The next file goes where this one would have been, so that failures leave no holes.
-                self._cursor = min(self._cursor, extent.offset)
+            # The next file goes where this one would have been, so that failures leave no holes.
+            self._cursors[extent.device] = min(self._cursors[extent.device], extent.offset)
 
     def extend(self, extent: Extent, length: int) -> bool:
         """Make an extent that is owned `length` bytes long in place, if what lies behind it is free."""
@@ -279,38 +300,59 @@ class Space:
             self._owned[extent.device].occupy(start, more)
         return True
 
+    def _candidates(self) -> list[int]:
+        """The devices that new files may lie on, ascending."""
+        return [device for device in range(len(self.sizes)) if device in self.available]
+
     def _allocate_run(self, size: int) -> Extent:
+        """One extent on the first device that has room for it (format 6.2)."""
         # Lengths are rounded up to 2 MiB even where the unit is 4096, as every writer does (format 6.2).
         length = -(-size // layout.ALLOC_UNIT) * layout.ALLOC_UNIT
-        runs = self._usable[0]
-        at = runs.first_fit(length, self._cursor, runs.end)
-        if at is None and self._cursor:
-            at = runs.first_fit(length, 0, runs.end)
-        if at is None:
-            raise NoSpaceError(
-                f"no free run of {length} bytes: {self.free} bytes are free, the longest run has {runs.largest}; "
-                "famfs gets space back only by a new mkfs.famfs"
-            )
-        extent = Extent(0, at, length)
-        self.own((extent,))
-        self._cursor = at + length
-        return extent
+        for device in self._candidates():
+            runs, cursor = self._usable[device], self._cursors[device]
+            at = runs.first_fit(length, cursor, runs.end)
+            if at is None and cursor:
+                at = runs.first_fit(length, 0, runs.end)
+            if at is not None:
+                extent = Extent(device, at, length)
+                self.own((extent,))
+                self._cursors[device] = at + length
+                return extent
+        longest = max(self._usable[device].largest for device in self._candidates())
+        raise NoSpaceError(
+            f"no free run of {length} bytes: {self.free} bytes are free, the longest run has {longest}; "
+            "famfs gets space back only by a new mkfs.famfs"
+        )
 
     def _allocate_strips(self, size: int, interleave: Interleave) -> Fmap:
-        runs = self._usable[0]
+        """Strips on all devices in turn, each from a bucket of its own (format 6.4)."""
         chunks = -(-size // interleave.chunk_size)
         length = -(-chunks // interleave.strips) * interleave.chunk_size
-        units = self.sizes[0] // self.alloc_unit // interleave.buckets
-        bucket = units * self.alloc_unit
+        # Lazily, and a device at a time: a bucket is looked at only when a strip may come from it.
+        sources = [self._strips_of(device, length, interleave) for device in self._candidates()]
         strips: list[Extent] = []
-        for number in self._random.sample(range(interleave.buckets), interleave.buckets):
-            at = runs.first_fit(length, number * bucket, (number + 1) * bucket)
-            if at is not None:
-                strips.append(Extent(0, at, length))
-                if len(strips) == interleave.strips:
-                    self.own(strips)
-                    return Fmap(tuple(strips), interleave.chunk_size)
+        while sources:
+            source = sources.pop(0)
+            strip = next(source, None)
+            if strip is None:
+                continue
+            strips.append(strip)
+            if len(strips) == interleave.strips:
+                self.own(strips)
+                return Fmap(tuple(strips), interleave.chunk_size)
+            sources.append(source)
         raise NoSpaceError(
-            f"only {len(strips)} of {interleave.buckets} buckets have {length} bytes free, "
+            f"only {len(strips)} of {interleave.buckets * len(self._candidates())} buckets have {length} bytes free, "
             f"{interleave.strips} are needed"
         )
+
+    def _strips_of(self, device: int, length: int, interleave: Interleave) -> Iterator[Extent]:
+        """Where strips may lie on one device: one place in each bucket that has room, in random order."""
+        bucket = self.sizes[device] // self.alloc_unit // interleave.buckets * self.alloc_unit
+        # A further device whose buckets would be too small is not striped over (format 6.3).
+        if device and self.sizes[device] // interleave.buckets < layout.MIN_BUCKET_SIZE:
+            return
+        for number in self._random.sample(range(interleave.buckets), interleave.buckets):
+            at = self._usable[device].first_fit(length, number * bucket, (number + 1) * bucket)
+            if at is not None:
+                yield Extent(device, at, length)

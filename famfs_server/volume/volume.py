@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A famfs file system as one object: superblock, log, namespace, space, and the memory of its devices."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,10 +26,13 @@ from famfs_server.omf import append, layout, log, superblock
 from famfs_server.omf.log import Extent, Fmap
 from famfs_server.volume import fmap as fmap_arithmetic
 from famfs_server.volume import namespace as ns
+from famfs_server.volume.devices import Attach, Attached, Device, DeviceTable, describe
 from famfs_server.volume.faults import Fault
 from famfs_server.volume.namespace import Namespace, NewNode
 from famfs_server.volume.replay import Damage, Replay, Stop, is_plain, normalise
 from famfs_server.volume.space import Interleave, Space
+
+logger = logging.getLogger(__name__)
 
 _REFRESH_BLOCK = 256
 """Entries replayed under one hold of the lock while the volume is in use: about a millisecond (decisions 6)."""
@@ -111,11 +115,13 @@ class Volume:
         Raises MediaError when there is no file system that can be used; single bad entries never do.
         """
         self.device = device
-        self.memories: list[DeviceMemory | None] = [memory]
         self._memory = memory
         raw = memory.read_fresh(0, layout.SUPERBLOCK.itemsize)
         self.superblock = superblock.inspect(raw).require(device)
         self._identity = raw[: layout.SUPERBLOCK_CRC_SPAN]
+        primary = Attached(device, memory.size, memory)
+        self.table = DeviceTable(Device(0, self.superblock.device_uuid, self.superblock.device_size, primary))
+        self.memories = self.table.memories
         if layout.LOG_OFFSET + self.superblock.log_length > memory.size:
             raise MediaError(f"{device}: the log ends beyond the device of {memory.size} bytes")
         header = self._header()
@@ -169,6 +175,7 @@ class Volume:
             self.log_end,
             self.superblock.device_size,
             self.superblock.alloc_unit,
+            available=self.table.available,
         )
         return tree, space, Replay(tree, space, bulk=bulk)
 
@@ -228,6 +235,38 @@ class Volume:
         """Whether the space map is there; after a takeover it is built when it is needed first."""
         return self._settled
 
+    # -- further devices ------------------------------------------------------------------------
+
+    def attach_devices(self, attach: Attach) -> None:
+        """Look for the devices that the log has named, by `attach`; and for those that it will name, when it does."""
+        self.table.attach = attach
+        self._follow_devices()
+
+    def _follow_devices(self) -> list[Device]:
+        with self.lock:
+            return self.table.follow(self.devices, self._space.sizes)
+
+    def add_device(self, uuid: UUID, attach: Attach) -> Device:
+        """Append a device to the log; new files may go to it from now on.
+
+        It is attached before it is logged: a device that this host cannot use is not taken in. Raises ExistsError for
+        one that is part of the file system, DeviceError, and the errors of `create_many`.
+        """
+        with self.lock:
+            self._settle()
+            index = self._begin_append(1 + len(self.promised) + len(self.being_made))
+            if uuid in self.devices or uuid == self.superblock.device_uuid:
+                raise ExistsError(f"{self.device}: the device {uuid} is part of the file system already")
+            found = attach(uuid)
+            number = len(self.devices)
+            entry = log.build_add_daxdev(index, device=number, size=found.size, uuid=uuid)
+            append.run(append.append_steps(index, [entry]), self._memory)
+            device = Device(number, uuid, found.size, found)
+            # What is on the media is what counts, so the entry is read back like another host's.
+            list(self._replay.run(self._memory, index + 1))
+            self.table.enter(device)
+            return device
+
     # -- following the log ----------------------------------------------------------------------
 
     def stale(self) -> bool:
@@ -268,6 +307,10 @@ class Volume:
                 if stop is not None:
                     break
             self.give_way()
+        if self.table.attach is not None and len(self.table.entries) < len(self.devices):
+            for device in self._follow_devices():
+                if not device.complete:
+                    logger.warning("%s: %s; files on it are EIO", self.device, describe(device))
         return self.namespace.replayed - before
 
     def _may_recover(self) -> bool:
@@ -492,13 +535,16 @@ class Volume:
             self.progress()
 
     def copy_range(self, source: Extent, target: Extent) -> None:
-        """Copy the bytes of `source` to the beginning of `target`, on the primary device."""
+        """Copy the bytes of `source` to the beginning of `target`."""
+        origin, memory = self.memories[source.device], self.memories[target.device]
+        assert origin is not None
+        assert memory is not None
         step = 1 << 20
         for done in range(0, source.length, step):
             count = min(step, source.length - done)
-            self._memory.write(target.offset + done, self._memory.view[source.offset + done :][:count])
+            memory.write(target.offset + done, origin.view[source.offset + done :][:count])
             self.progress()
-        self._memory.write_back(target.offset, source.length)
+        memory.write_back(target.offset, source.length)
 
     def _begin_append(self, count: int) -> int:
         """The index of the next entry, once everything that forbids an append has been ruled out (design 6).

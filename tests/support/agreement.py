@@ -75,7 +75,7 @@ def check_space(volume: Volume, expected: Outcome) -> None:
     space, unit = volume.space, volume.superblock.alloc_unit
     end = layout.LOG_OFFSET + volume.superblock.log_length
     for device, size in enumerate(expected.devices):
-        lowest = end if device == 0 else 0
+        lowest = end if device == 0 else layout.SUPERBLOCK_REGION
         runs = list(space.free_runs(device))
         for start, stop in runs:
             assert lowest <= start < stop <= size
@@ -84,8 +84,7 @@ def check_space(volume: Volume, expected: Outcome) -> None:
         assert all(before[1] < after[0] for before, after in itertools.pairwise(runs))
         named = [(o, min(o + n, size)) for d, o, n in expected.named if d == device and o < size and n]
         for first, last in named:
-            # Nothing is ever allocated elsewhere than on the first device.
-            if device == 0 and first >= lowest:
+            if first >= lowest:
                 assert not any(start < last and first < stop for start, stop in runs), (first, last, runs)
         # Nothing is lost: a gap between free runs is named by somebody.
         at = lowest

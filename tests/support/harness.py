@@ -291,14 +291,14 @@ class Site:
 
     def clear_run_directories(self) -> None:
         """Remove what a killed supervisor could not remove; the next mount would use it again."""
-        for path in self.directory.glob("host*/run/*"):
+        for path in self.directory.glob("host*/run/*/"):
             shutil.rmtree(path)
 
     def leftovers(self) -> list[str]:
         """What a test must not leave behind."""
         found = [f"process {pid} {name}" for pid, name in self.processes().items()]
         found += [f"mount {record.mount_point}" for record in self.mounts()]
-        found += [f"run-time folder {path}" for path in self.directory.glob("host*/run/*")]
+        found += [f"run-time folder {path}" for path in self.directory.glob("host*/run/*/")]
         return found
 
     def clean(self) -> None:

@@ -65,7 +65,7 @@ def servable(outcome: Outcome, extents: list[tuple[int, int, int]], size: int, c
     for device, offset, length in extents:
         if device >= len(outcome.devices) or offset % unit or length % unit or not length:
             return False
-        if offset + length > outcome.devices[device] or (device == 0 and offset < end):
+        if offset + length > outcome.devices[device] or offset < (end if device == 0 else 2 << 20):
             return False
     if not chunk:
         return sum(length for _, _, length in extents) >= size

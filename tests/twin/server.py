@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,6 +72,8 @@ def serve(
             messages=speak,
             takeover=None,
             background=False,
+            devices=supervisor.devices,
+            device_socket=supervisor.devices.connect(),
         )
         pid = os.fork()
         if pid == 0:
@@ -78,6 +81,7 @@ def serve(
             status = worker.run(assignment)
         else:
             os.close(speak)
+            threading.Thread(target=_answer, args=(supervisor,), daemon=True).start()
             if line := os.read(hear, 1 << 16):
                 messages.send(json.dumps(_registered(supervisor, fuse.fileno(), json.loads(line), push)).encode())
             messages.close()
@@ -170,6 +174,12 @@ def _opening(kernel: socket.socket) -> Callable[..., int]:
         return descriptors[0]
 
     return opening
+
+
+def _answer(supervisor: Supervisor) -> None:
+    """Tell the worker of further devices, as a supervisor does."""
+    while supervisor.devices.answer():
+        pass
 
 
 def _registered(supervisor: Supervisor, fuse: int, message: dict[str, Any], push: bool) -> dict[str, Any]:

@@ -194,3 +194,64 @@ def test_what_skipped_entries_name_is_reserved_in_whole_units() -> None:
     # Reserved is not owned: an entry further on in the log may still be shown there.
     assert space.own([Extent(0, LOG_END + 3 * UNIT, 2 * UNIT)])
     assert list(space.free_runs(0)) == expected
+
+
+# -- several devices ----------------------------------------------------------------------------
+
+
+def several(*sizes: int, available: set[int] | None = None, seed: int = 1) -> Space:
+    space = Space(
+        LOG_END, sizes[0], UNIT, available={*range(len(sizes))} if available is None else available, seed=seed
+    )
+    for size in sizes[1:]:
+        space.add_device(size)
+    return space
+
+
+def test_one_device_is_filled_after_the_other() -> None:
+    space = several(4 * GIB, 4 * GIB, 4 * GIB, available={0, 2})
+    size = 3 * GIB // 2
+    extents = [space.allocate(size).extents[0] for _ in range(4)]
+    # What lies in front of a further device's data is its superblock.
+    first = layout.SUPERBLOCK_REGION
+    assert [(e.device, e.offset) for e in extents] == [(0, LOG_END), (0, LOG_END + size), (2, first), (2, first + size)]
+    with pytest.raises(NoSpaceError, match="no free run"):
+        space.allocate(size)
+    assert space.free == 8 * GIB - LOG_END - first - 4 * size
+    space.free_again(Fmap((extents[2],)))
+    assert space.allocate(size) == Fmap((extents[2],))
+    # A device that comes later is used at once.
+    space.available.add(1)  # type: ignore[attr-defined]
+    assert space.allocate(size).extents[0].device == 1
+
+
+def test_strips_go_to_all_devices_in_turn(rng: random.Random) -> None:
+    for _ in range(20):
+        space = several(8 * GIB, 8 * GIB, 4 * GIB, 16 * GIB, available={0, 2, 3}, seed=rng.randrange(1 << 32))
+        strips = space.allocate(24 * UNIT, Interleave(8, 6)).extents
+        # Eighths of the third device are smaller than 1 GiB: it gets no strips.
+        assert [strip.device for strip in strips] == [0, 3, 0, 3, 0, 3]
+        for device, bucket in ((0, GIB), (3, 2 * GIB)):
+            buckets = [strip.offset // bucket for strip in strips if strip.device == device]
+            assert len(set(buckets)) == len(buckets)
+        assert len({strip.length for strip in strips}) == 1
+
+
+def test_strips_of_a_full_device_come_from_the_others() -> None:
+    space = several(4 * GIB, 4 * GIB)
+    assert space.own((Extent(1, layout.SUPERBLOCK_REGION, 4 * GIB - layout.SUPERBLOCK_REGION),))
+    strips = space.allocate(8 * UNIT, Interleave(4, 4)).extents
+    assert [strip.device for strip in strips] == [0, 0, 0, 0]
+    before = space.free
+    assert space.own((Extent(0, 3 * GIB + 100 * UNIT, GIB - 100 * UNIT),))
+    with pytest.raises(NoSpaceError, match="only 3 of 8 buckets"):
+        space.allocate(4 * 200 * UNIT, Interleave(4, 4))
+    assert space.free == before - GIB + 100 * UNIT
+
+
+def test_what_was_named_before_its_device_is_reserved() -> None:
+    space = several(4 * GIB, available={0, 1})
+    space.reserve(1, 4 * UNIT, 2 * UNIT)
+    space.reserve(2, 4 * UNIT, 2 * UNIT)
+    space.add_device(4 * GIB)
+    assert list(space.free_runs(1)) == [(UNIT, 4 * UNIT), (6 * UNIT, 4 * GIB)]

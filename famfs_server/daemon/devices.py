@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The further devices of a mount: the supervisor finds, locks and holds them, workers ask it for them (design 10).
+
+A worker has no privileges any more when the log names a new device, and must not keep what its successor needs. So the
+supervisor opens devices, when a worker asks for one by its UUID through a socket pair of its own, and passes the
+descriptor back. A worker that takes over inherits those that are open already.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from famfs_server.dax.device import DaxDevice, Mode
+from famfs_server.errors import DeviceError, DeviceModeError, FamfsError
+from famfs_server.volume.devices import Attached
+from famfs_server.volume.finder import DeviceFinder, PlaceCache
+
+CACHE_NAME = "devices.json"
+"""In the directory of run-time files: where further devices were seen last."""
+_MESSAGE = 1 << 16
+
+
+@dataclass(slots=True)
+class DeviceKeeper:
+    """The supervisor's hold of the further devices. Descriptors in `open` are inherited by whoever it forks."""
+
+    finder: DeviceFinder
+    open: dict[UUID, DaxDevice] = field(default_factory=dict)
+    asked_at: socket.socket | None = None
+    """The end at which the present worker asks."""
+
+    @classmethod
+    def create(cls, named: Sequence[tuple[UUID, str]], mount_point: str, run_root: Path) -> "DeviceKeeper":
+        """For a mount at `mount_point`; `named` are the paths that its options give."""
+        return cls(DeviceFinder(dict(named), PlaceCache(run_root / CACHE_NAME), avoid=mount_point))
+
+    def connect(self) -> socket.socket:
+        """Begin to listen to a new worker, and to it alone; its end of the pair."""
+        if self.asked_at is not None:
+            self.asked_at.close()
+        self.asked_at, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return theirs
+
+    def answer(self) -> bool:
+        """Answer what the worker asks; False once it has gone."""
+        assert self.asked_at is not None
+        try:
+            data = self.asked_at.recv(_MESSAGE)
+            if not data:
+                return False
+            reply, descriptors = self._reply(json.loads(data))
+            socket.send_fds(self.asked_at, [json.dumps(reply).encode()], descriptors)
+        except ConnectionError:
+            return False
+        return True
+
+    def _reply(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        uuid = UUID(request["uuid"])
+        try:
+            device = self.open.get(uuid) or self.finder.find(UUID(request["volume"]), uuid, request["hint"])
+        except FamfsError as error:
+            return {"error": str(error)}, []
+        except OSError as error:
+            return {"error": f"cannot look for it: {error}"}, []
+        self.open[uuid] = device
+        facts = {"path": device.path, "mode": device.mode.name, "size": device.size, "align": device.align}
+        return facts, [device.fd]
+
+    def close(self) -> None:
+        """Close everything; the locks end with the last process that inherited them."""
+        for device in self.open.values():
+            device.close()
+        self.open.clear()
+        if self.asked_at is not None:
+            self.asked_at.close()
+            self.asked_at = None
+
+
+class DeviceLink:
+    """A worker's way to its devices: those that it inherited, and the supervisor for others."""
+
+    def __init__(self, keeper: DeviceKeeper, connection: socket.socket, volume: UUID) -> None:
+        self._inherited = keeper.open
+        self._connection = connection
+        self._volume = volume
+
+    def attach(self, uuid: UUID, hint: str | None = None) -> Attached:
+        """Find a device and map it. `hint` is where it is expected. Raises DeviceError."""
+        device = self._inherited.get(uuid)
+        if device is None:
+            device = self._inherited[uuid] = self._ask(uuid, hint)
+        try:
+            memory = device.memory()
+        except DeviceModeError:
+            if device.mode is not Mode.FSDEV:
+                raise
+            memory = None
+        path = os.path.realpath(device.path)
+        return Attached(path, device.size, memory, kernel_can_map=device.mode is Mode.FSDEV)
+
+    def _ask(self, uuid: UUID, hint: str | None) -> DaxDevice:
+        question = {"uuid": str(uuid), "volume": str(self._volume), "hint": hint}
+        try:
+            self._connection.send(json.dumps(question).encode())
+            data, descriptors, _, _ = socket.recv_fds(self._connection, _MESSAGE, 1)
+        except OSError as error:
+            raise DeviceError(f"the supervisor cannot be asked for it: {error}") from error
+        if not data:
+            raise DeviceError("the supervisor has gone")
+        answer = json.loads(data)
+        if "error" in answer:
+            raise DeviceError(answer["error"])
+        mode = Mode[answer["mode"]]
+        return DaxDevice(answer["path"], descriptors[0], mode, answer["size"], answer["align"], writable=True)
