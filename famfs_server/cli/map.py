@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from famfs_server.cli import program
-from famfs_server.cli.target import NotFamfsError, Place, Targets, daxdev_option, find_mount
+from famfs_server.cli.target import NotFamfsError, Place, Targets, Unmounted, daxdev_option, find_mount
 from famfs_server.errors import NoSuchPathError, UsageError
 from famfs_server.sizes import human_size
 
@@ -30,7 +30,7 @@ _SHOWN_CHUNKS = 16
 @click.option("--json", "as_json", is_flag=True, help="Print the regions as JSON.")
 @daxdev_option
 @click.argument("path")
-def command(*, path: str, output: str | None, as_json: bool, daxdev: str | None) -> None:
+def command(*, path: str, output: str | None, as_json: bool, daxdev: Unmounted | None) -> None:
     """Draw the device PATH, the file system mounted at PATH, or the place of the file PATH.
 
     Without --output as text: a letter and a colour stand for superblock, log, files by size, striped files, free space,
@@ -41,7 +41,7 @@ def command(*, path: str, output: str | None, as_json: bool, daxdev: str | None)
     if output is not None and Path(output).suffix not in _PICTURES:
         raise UsageError(f"{output}: the name of a picture ends in {' or '.join(_PICTURES)}")
     if daxdev is None and _is_device(path):
-        path, daxdev = "/", path
+        path, daxdev = "/", Unmounted(path)
     with Targets(daxdev, write=False) as targets:
         place = targets.find(path)
         found = place.status()
