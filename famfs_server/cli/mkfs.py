@@ -21,7 +21,7 @@ _FAILED = 2
 @click.option("-k", "--kill", is_flag=True, help="With --force: only make the superblock invalid.")
 @click.option("-l", "--loglen", type=SIZE, default=8 << 20, help="Bytes of the log: a power of two from 8m on.")
 @click.option("-U", "--uuid", type=UUID_TEXT, help="UUID of the file system instead of a random one.")
-@click.option("-M", "--set-daxmode", is_flag=True, help="Put the device into famfs mode (not possible yet).")
+@click.option("-M", "--set-daxmode", is_flag=True, help="Put the device into famfs mode afterwards.")
 @click.option("-D", "--nodax", is_flag=True, hidden=True)
 @click.option("-F", "--nofuse", is_flag=True, hidden=True)
 @click.option("--fuse", is_flag=True, hidden=True)
@@ -45,13 +45,26 @@ def command(
     if os.geteuid() != 0:
         raise PrivilegeError("must run as root")
 
+    from famfs_server.dax import drivers
+    from famfs_server.dax.device import Mode
+    from famfs_server.volume import format
+
+    format.check_log_length(loglen)
+    if not set_daxmode:
+        _make(device, force=force, kill=kill, loglen=loglen, uuid=uuid)
+        return
+    # Only in devdax mode can it be written; afterwards, and if that fails, it is in the mode that belongs there.
+    with drivers.switched(device, Mode.DEVDAX):
+        _make(device, force=force, kill=kill, loglen=loglen, uuid=uuid)
+        drivers.switch(device, Mode.FSDEV)
+
+
+def _make(device: str, *, force: bool, kill: bool, loglen: int, uuid: UUID | None) -> None:
     from famfs_server.dax import hostid
     from famfs_server.dax.device import DaxDevice, Lock
     from famfs_server.fuse import mountapi
     from famfs_server.volume import format
 
-    format.check_log_length(loglen)
-    program.refuse_daxmode(set_daxmode)
     with DaxDevice.open(device) as dax:
         for mount in mountapi.parse_mountinfo():
             if "famfs" in mount.fstype and os.path.realpath(mount.source) == os.path.realpath(device):

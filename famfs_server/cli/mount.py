@@ -21,7 +21,7 @@ _CACHE = {"always": "always", "normal": "auto", "never": "never"}
 @click.option("-c", "--cache", type=click.Choice(list(_CACHE)), help="Use of the page cache on the server data path.")
 @click.option("-u", "--nouseraccess", is_flag=True, help="Let nobody but you use the mount.")
 @click.option("-p", "--nodefaultperm", is_flag=True, help="Leave permissions unchecked; needs --nouseraccess.")
-@click.option("-M", "--set-daxmode", is_flag=True, help="Put the device into famfs mode (not possible yet).")
+@click.option("-M", "--set-daxmode", is_flag=True, help="Put the device into famfs mode first; as -o daxmode=famfs.")
 @click.option("-S", "--shadow", metavar="PATH", help="Accepted for compatibility; there is no shadow tree.")
 @click.option("-d", "--debug", is_flag=True, help="Log everything.")
 @click.option("-v", "--verbose", count=True, help="Say more.")
@@ -66,8 +66,8 @@ def command(
         raise UsageError(f"{'--nofuse' if nofuse else f'FAMFS_MODE={mode}'}: this server mounts through FUSE only")
     if remount or dummy:
         raise UsageError(f"--{'remount' if remount else 'dummy'} does not exist here; unmount, and mount again")
-    program.refuse_daxmode(set_daxmode)
     words = list(options)
+    words += ["daxmode=famfs"] if set_daxmode else []
     words += [f"timeout={timeout}"] if timeout is not None else []
     words += [f"cache={_CACHE[cache]}"] if cache is not None else []
     words += ["nouseraccess"] if nouseraccess else []

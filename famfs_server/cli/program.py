@@ -112,7 +112,7 @@ def refuse_daxmode(wanted: bool) -> None:
     """The reference switches a device's driver on --set-daxmode; saying no is better than not doing it."""
     if wanted:
         raise DeviceModeError(
-            "--set-daxmode is not possible yet; the device has to be in devdax mode: "
+            "--set-daxmode is for mkfs.famfs and famfs mount; this command looks at a device in devdax mode: "
             "daxctl reconfigure-device -m devdax switches it"
         )
 

@@ -10,7 +10,9 @@ import os
 import select
 import stat
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 from uuid import UUID
@@ -23,7 +25,7 @@ from famfs_server.daemon.locking import lock_for_mount, lock_for_writing
 from famfs_server.daemon.notify import ServiceManager, take_passed
 from famfs_server.daemon.options import MountOptions
 from famfs_server.daemon.supervisor import Predecessor, Supervisor, exit_process
-from famfs_server.dax import hostid
+from famfs_server.dax import drivers, hostid
 from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.errors import FamfsError, HandoverError, MountError, UsageError
 from famfs_server.omf import layout, superblock
@@ -53,19 +55,35 @@ def mount(
     if fuse is None:
         privileges.require_mount_capabilities()
         options = replace(options, mount_point=_check_mount_point(options.mount_point))
-    mount_point = options.mount_point
+    start = partial(_mount, options, foreground=foreground, fake=fake, fuse=fuse, manager=manager, store=store)
+    if options.daxmode is None or fake:
+        start(lambda: None)
+    else:
+        with drivers.switched(options.device, drivers.MODES[options.daxmode]) as stay:
+            start(stay)
+
+
+def _mount(
+    options: MountOptions,
+    mounted: Callable[[], None],
+    *,
+    foreground: bool,
+    fake: bool,
+    fuse: int | None,
+    manager: ServiceManager,
+    store: bool,
+) -> None:
+    """`mounted` is called by a supervisor in the foreground, once the mount is usable."""
     device = DaxDevice.open(options.device)
     try:
         host = _host()
         identity = _take_locks(device, host)
         if fake:
             return
-        run_directory = _make_run_directory(identity, mount_point, public=options.control_uid != 0)
+        run_directory = _make_run_directory(identity, options.mount_point, public=options.control_uid != 0)
         if foreground:
             logs.set_up(options.log_level, _fields(options), background=False)
-            Supervisor(
-                options, device, host, run_directory, lambda: None, fuse=fuse, manager=manager, store=store
-            ).run()
+            Supervisor(options, device, host, run_directory, mounted, fuse=fuse, manager=manager, store=store).run()
         else:
             _daemonise(options, device, host, run_directory, fuse)
     finally:
@@ -212,6 +230,7 @@ def _daemonise(
         line += data
     os.close(hear)
     if not line:
+        os.waitpid(pid, 0)
         raise MountError("the server died before the mount was complete; nothing is mounted")
     message = json.loads(line)
     if "error" in message:

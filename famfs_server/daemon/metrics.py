@@ -30,6 +30,7 @@ _COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("answered_requests", "Requests that the request plane has dealt with", ("requests", "answered")),
     ("unmapped_requests", "READ and WRITE for files that the kernel should have mapped", ("requests", "unmapped")),
     ("takeovers", "Workers that took the place of one that died", ("takeovers",)),
+    ("failed_at_takeover", "Requests that ended with EIO because their worker died", ("failed_at_takeover",)),
 )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 from uuid import UUID
 
+from famfs_server.dax.drivers import MODES
 from famfs_server.errors import UsageError
 from famfs_server.fuse import dialects, mountapi
 from famfs_server.fuse.mountapi import DEFAULT_ATTRIBUTES, MountAttr
@@ -60,6 +61,8 @@ class MountOptions:
     create: bool = True
     """Files and directories can be made by system calls; off (`nocreate`): by the tools only."""
     dialect: str | None = None
+    daxmode: str | None = None
+    """The mode that the device is switched to for the mount (`dax.drivers.MODES`); None: it is taken as it is."""
     no_open: bool = True
     """With extent maps the kernel is told never to send OPEN, so that opening a file again costs nothing."""
     watchdog: Watchdog = "serve"
@@ -188,6 +191,10 @@ def _fastpath(options: MountOptions, value: str) -> MountOptions:
     return replace(options, fastpath=_choice("fastpath", value, ("on", "off")) == "on")
 
 
+def _daxmode(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, daxmode=_choice("daxmode", value, tuple(MODES)))
+
+
 def _no_open(options: MountOptions, value: str) -> MountOptions:
     return replace(options, no_open=_choice("no_open", value, ("on", "off")) == "on")
 
@@ -253,6 +260,7 @@ def _debug(options: MountOptions, value: str) -> MountOptions:
 _VALUES: dict[str, Callable[[MountOptions, str], MountOptions]] = {
     "fmap": _fmap,
     "fastpath": _fastpath,
+    "daxmode": _daxmode,
     "no_open": _no_open,
     "watchdog": _watchdog,
     "cache": _cache,

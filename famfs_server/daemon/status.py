@@ -76,6 +76,7 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
             },
         },
         "takeovers": record.takeovers,
+        "failed_at_takeover": record.failed_at_takeover,
         "log_lines_lost": lines_lost(),
         "recent": [asdict(line) for line in RECENT.lines()],
         "processes": {"worker": os.getpid(), "supervisor": os.getppid(), "worker_bytes": _resident()},

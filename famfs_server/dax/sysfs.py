@@ -37,7 +37,21 @@ def attributes(device_number: int, path: str, sysfs: Path = SYSFS) -> DaxAttribu
         align = int((directory / "align").read_text())
     except (OSError, ValueError) as error:
         raise DeviceError(f"{path}: cannot read size and align in {directory}: {error}") from error
-    return DaxAttributes(directory.name, directory, _link_name(node / "driver"), size, align)
+    return DaxAttributes(directory.name, directory, driver_of(directory), size, align)
+
+
+def driver_of(directory: Path) -> str:
+    """The name of the driver that the device with this directory is bound to now; "" for none."""
+    return _link_name(directory / "driver")
+
+
+def write(file: Path, text: str) -> None:
+    """Write to a file of sysfs in one call, as the kernel wants it. Raises OSError with the kernel's answer."""
+    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
 
 
 def device_nodes(sysfs: Path = SYSFS, dev: Path = Path("/dev")) -> list[str]:

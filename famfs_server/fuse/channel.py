@@ -5,6 +5,7 @@ libfuse is told that its session descriptor is /dev/fd/N, one end of a SOCK_SEQP
 libfuse sees it and completed before the kernel does, and requests that libfuse does not know never reach it (design 4).
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -14,10 +15,11 @@ from collections.abc import Callable
 
 from famfs_server.errors import NegotiationError
 from famfs_server.fuse import abi, negotiation
+from famfs_server.fuse.abi import InitFlag
 from famfs_server.fuse.dialects import Decision, InitRequest
 from famfs_server.fuse.filesystem import FileSystem
 from famfs_server.fuse.fmap_replies import FmapReplies
-from famfs_server.fuse.requests import RequestPlane
+from famfs_server.fuse.requests import NO_REPLY, REQUEST, RequestPlane
 from famfs_server.fuse.session import BUFFER, Session
 
 log = logging.getLogger(__name__)
@@ -115,7 +117,9 @@ class Channel:
                 if not length:
                     return
                 if not answer(length):
-                    record.relayed()
+                    _, opcode, unique, _ = REQUEST.unpack_from(record.buffer)
+                    if opcode not in NO_REPLY:
+                        record.relayed(unique)
                     self._our_end.send(record.buffer[:length])
                     self.plane.passed_on()
         except OSError as error:
@@ -128,19 +132,40 @@ class Channel:
         buffer = bytearray(BUFFER)
         view = memoryview(buffer)
         length = self._our_end.recv_into(buffer)
-        answer = abi.resend()
-        # The kernel had its answer from the worker before; this one's libfuse must not give it another.
-        if not self._taken_over:
-            answer = self._init_reply(bytes(view[:length]), request, decision)
-        try:
-            os.write(self.fuse, answer)
-        except OSError as error:
-            self._failure = NegotiationError(f"the kernel did not take the answer to INIT: {error}")
+        if self._taken_over:
+            # The kernel had its answer from the worker before; this one's libfuse must not give it another.
+            self._recover(request)
+        else:
+            try:
+                os.write(self.fuse, self._init_reply(bytes(view[:length]), request, decision))
+            except OSError as error:
+                self._failure = NegotiationError(f"the kernel did not take the answer to INIT: {error}")
         self._initialised.set()
         record = self.session.record
         while length := self._our_end.recv_into(buffer):
-            record.returned()
             self._pass_on(view[:length])
+            record.returned(abi.OUT_HEADER.unpack_from(buffer)[2])
+
+    def _recover(self, request: InitRequest) -> None:
+        """See to what the worker before had in hand: the kernel sends it again, or it ends with EIO (decisions 15)."""
+        record = self.session.record
+        if request.flags & InitFlag.HAS_RESEND:
+            try:
+                os.write(self.fuse, abi.resend())
+            except OSError as error:
+                log.warning("the kernel does not send again what was in hand: %s", error)
+            else:
+                record.forget_held()
+                return
+        failed = 0
+        for unique in record.abandon():
+            # ENOENT: it was answered, and nobody had noted that yet.
+            with contextlib.suppress(OSError):
+                os.write(self.fuse, abi.error_reply(unique, errno.EIO))
+                failed += 1
+        if failed:
+            record.failed(failed)
+            log.error("%d requests have ended with EIO: their worker died, and this kernel cannot repeat them", failed)
 
     def _init_reply(self, reply: bytes, request: InitRequest, decision: Decision) -> bytes:
         try:

@@ -31,7 +31,8 @@ Handler = Callable[[int, int, int], None]
 """Answers a request: its unique, its nodeid and its length; the rest lies in the buffer."""
 
 _BODY: Final = abi.IN_HEADER.size
-_NO_REPLY = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
+NO_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
+"""Requests that nothing may answer."""
 
 ALWAYS: Final = frozenset(
     {
@@ -94,7 +95,7 @@ _SHORTEST: Final[dict[int, int]] = {
 }
 """The least length of a request's body; shorter ones are EINVAL."""
 
-_REQUEST: Final = Struct("<IIQQ")
+REQUEST: Final = Struct("<IIQQ")
 """The part of a request's header that every handler needs: len, opcode, unique, nodeid."""
 
 _MAKING: Final[dict[int, int]] = {Opcode.MKDIR: abi.MKDIR_IN.size, Opcode.CREATE: abi.CREATE_IN.size}
@@ -194,7 +195,7 @@ class RequestPlane:
 
     def answer(self, length: int) -> bool:
         """Answer the request of `length` bytes in the buffer; False if it is not this plane's."""
-        size, opcode, unique, nodeid = _REQUEST.unpack_from(self._buffer)
+        size, opcode, unique, nodeid = REQUEST.unpack_from(self._buffer)
         began = 0
         if opcode < OPCODES:
             handler = self._handlers[opcode]
@@ -218,7 +219,7 @@ class RequestPlane:
             handler(unique, nodeid, length)
         except Exception as error:
             counters.failed(self._record.counters, opcode)
-            if opcode not in _NO_REPLY:
+            if opcode not in NO_REPLY:
                 reply(self._fuse, abi.error_reply(unique, errno_of(error)))
         self._record.done(unique)
         if began:
@@ -227,7 +228,7 @@ class RequestPlane:
 
     def passed_on(self) -> None:
         """The request in the buffer has gone to libfuse and is in this plane's hand no more."""
-        self._record.done(_REQUEST.unpack_from(self._buffer)[2])
+        self._record.done(REQUEST.unpack_from(self._buffer)[2])
 
     # -- names and attributes -------------------------------------------------------------------
 
@@ -319,8 +320,10 @@ class RequestPlane:
                     change()
             except Exception as error:
                 reply(self._fuse, abi.error_reply(unique, errno_of(error)))
+            self._record.let_go(unique)
 
         made.begin_change(nodeid)
+        self._record.hold(unique)
         threading.Thread(target=carry_out, name="long change", daemon=True).start()
 
     def _made_before(self, opcode: int, unique: int, nodeid: int, length: int) -> Handler | None:

@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Self
 
@@ -30,11 +31,16 @@ _SMALL_MAX_WRITE = 1 << 17
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 
 _RING = 64
-_ANSWERED, _LAST, _RELAYED, _RETURNED, _BEAT, _POISON, _TAKEOVERS, _WORK, _LOG_LEVEL, _RING_AT = range(10)
-RECORD_LAYOUT = 2
+_ANSWERED, _LAST, _RELAYED, _RETURNED, _BEAT, _POISON, _TAKEOVERS, _WORK, _LOG_LEVEL, _FAILED, _RING_AT = range(11)
+RECORD_LAYOUT = 3
 """To be raised when the words of the record, or the buffer behind them, change their places or meanings."""
 _FLOCK = struct.Struct("hhqqi4x")
 _CLAIM_RETRY_SECONDS = 0.002
+_HELD_AT = _RING_AT + 2 * _RING
+_HELD = 4096
+"""Requests that threads can have at once, of which a successor knows each."""
+_HEAD = 1 << 16
+"""Bytes before the buffer: whole pages on every machine."""
 _UNIQUE_OFFSET = 8
 
 
@@ -44,18 +50,20 @@ class SessionRecord:
     def __init__(self, fd: int) -> None:
         """Map the record in the memfd `fd`, which `create` made."""
         self.fd = fd
-        self._map = mmap.mmap(fd, mmap.PAGESIZE + BUFFER + counters.SIZE)
+        self._map = mmap.mmap(fd, _HEAD + BUFFER + counters.SIZE)
         whole = memoryview(self._map)
-        self._words = whole[: mmap.PAGESIZE].cast("Q")
-        self.buffer = whole[mmap.PAGESIZE : mmap.PAGESIZE + BUFFER]
-        self.counters = whole[mmap.PAGESIZE + BUFFER :].cast("Q")
+        self._words = whole[:_HEAD].cast("Q")
+        self.buffer = whole[_HEAD : _HEAD + BUFFER]
+        self.counters = whole[_HEAD + BUFFER :].cast("Q")
         """What `fuse/counters.py` counts: written by the request plane, read by anybody."""
+        self._free = deque(range(_HELD_AT, _HELD_AT + _HELD))
+        self._places: dict[int, int] = {}
 
     @classmethod
     def create(cls) -> "SessionRecord":
         """A record of a connection on which nothing has happened yet."""
         fd = os.memfd_create("famfs-session", os.MFD_CLOEXEC)
-        os.ftruncate(fd, mmap.PAGESIZE + BUFFER + counters.SIZE)
+        os.ftruncate(fd, _HEAD + BUFFER + counters.SIZE)
         return cls(fd)
 
     def claim(self, seconds: float) -> int | None:
@@ -85,13 +93,30 @@ class SessionRecord:
         words[_LAST] = unique
         words[_ANSWERED] += 1
 
-    def relayed(self) -> None:
-        """A request has been passed to libfuse."""
+    def relayed(self, unique: int) -> None:
+        """A request is about to be passed to libfuse, which will answer it."""
+        self.hold(unique)
         self._words[_RELAYED] += 1
 
-    def returned(self) -> None:
+    def returned(self, unique: int) -> None:
         """libfuse has answered a request."""
+        self.let_go(unique)
         self._words[_RETURNED] += 1
+
+    def hold(self, unique: int) -> None:
+        """The request plane goes on, and another thread is to answer the request. What finds no place is not known to a
+        successor."""
+        if self._free:
+            place = self._free.popleft()
+            self._places[unique] = place
+            self._words[place] = unique
+
+    def let_go(self, unique: int) -> None:
+        """A request that was held has been answered."""
+        place = self._places.pop(unique, 0)
+        if place:
+            self._words[place] = 0
+            self._free.append(place)
 
     def beat(self) -> None:
         """The control plane is alive."""
@@ -170,6 +195,35 @@ class SessionRecord:
     def taken_over(self) -> None:
         """One more worker has been replaced."""
         self._words[_TAKEOVERS] += 1
+
+    @property
+    def held(self) -> set[int]:
+        """The uniques of the requests that threads have and have not answered, a dead worker's among them."""
+        return {unique for unique in self._words[_HELD_AT : _HELD_AT + _HELD] if unique}
+
+    def forget_held(self) -> None:
+        """The kernel sends again what a dead worker had, so nobody needs to know of it. Before requests are served."""
+        for place in range(_HELD_AT, _HELD_AT + _HELD):
+            self._words[place] = 0
+
+    def abandon(self) -> set[int]:
+        """What a dead worker had in hand, all of it, which nobody will finish: the uniques as the kernel wrote them."""
+        lost = self.held
+        self.forget_held()
+        if self.in_hand:
+            unique = int.from_bytes(self.buffer[_UNIQUE_OFFSET : _UNIQUE_OFFSET + 8], "little")
+            lost.add(unique)
+            self._words[_LAST] = unique
+        return lost
+
+    def failed(self, count: int) -> None:
+        """So many requests of a dead worker have ended with EIO."""
+        self._words[_FAILED] += count
+
+    @property
+    def failed_at_takeover(self) -> int:
+        """Requests that ended with EIO because their worker died, on a kernel that cannot send them again."""
+        return self._words[_FAILED]
 
     def forget_libfuse(self) -> None:
         """A new session of libfuse has nothing in hand."""

@@ -17,7 +17,20 @@ import pytest
 
 import famfs_mode
 from famfs_server.fuse import mountapi
-from harness import CLIENT_UUID, MASTER_UUID, File, Mount, Site, client, format_device, populate, run, succeed, wait_for
+from harness import (
+    BIN,
+    CLIENT_UUID,
+    MASTER_UUID,
+    File,
+    Mount,
+    Site,
+    client,
+    format_device,
+    populate,
+    run,
+    succeed,
+    wait_for,
+)
 
 PROGRAM = famfs_mode.__file__
 NAMES = ("some", "some/directory")
@@ -174,6 +187,16 @@ def test_damaged_superblock_leaves_nothing(site: Site, memory_folder: Path) -> N
     assert str(path) in server.line
     assert site.mounts() == []
     assert wait_for(lambda: set(os.listdir(site.connections)) <= before)
+
+
+def test_mode_of_an_emulated_device(site: Site, device: Path) -> None:
+    """Nothing is switched, nothing is mounted, and the line says why."""
+    for command in (["mount.famfs", "-o", "daxmode=devdax"], ["famfs", "mount", "--set-daxmode"]):
+        done = site.host().run(BIN / command[0], *command[1:], device, site.place("mnt"))
+        assert done.returncode != 0
+        (line,) = done.stderr.splitlines()
+        assert "is not a dax device and has no mode" in line
+    assert site.mounts() == []
 
 
 def test_mount_watch_tells_of_this_mount_alone(site: Site) -> None:

@@ -73,7 +73,7 @@ def main(path: str, place: str, directory: str, host: str, *words: str) -> int:
         print(f"error: {error}", flush=True)
         return error.exit_status
     finally:
-        shutil.rmtree(run_directory)
+        shutil.rmtree(run_directory, ignore_errors=True)
     return 0
 
 

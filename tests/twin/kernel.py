@@ -81,6 +81,7 @@ class Bit(IntFlag):
     AUTO_INVAL_DATA = 1 << 12
     WRITEBACK_CACHE = 1 << 16
     INIT_EXT = 1 << 30
+    HAS_RESEND = 1 << 39
     OVER_IO_URING = 1 << 41
     RFC_DAX_FMAP = 1 << 42
     DAX_FMAP = 1 << 43
@@ -89,6 +90,8 @@ class Bit(IntFlag):
 _HARMFUL = Bit.ATOMIC_O_TRUNC | Bit.SPLICE | Bit.AUTO_INVAL_DATA | Bit.WRITEBACK_CACHE | Bit.OVER_IO_URING
 _NOTIFY_INVAL_ENTRY = 3
 _NOTIFY_STORE = 4
+_NOTIFY_RESEND = 7
+UNIQUE_RESEND = 1 << 63
 _NOTIFY_SIZES = {2: 24, 7: 0}
 _FOPEN_DIRECT_IO = 1
 _SETATTR_SIZE, _SETATTR_FH, _SETATTR_LOCKOWNER = 8, 64, 512
@@ -232,6 +235,13 @@ class FakeKernel:
         self._watch = watch
         self._unique = 0
         self._outstanding: dict[int, bytes | None] = {}
+        self._sent: dict[int, bytes] = {}
+        self._repeated: dict[int, int] = {}
+        self.in_hand: list[int] = []
+        """The requests that the server has read and not answered, in order: what it gets again if it asks for that."""
+        self.one_by_one: list[int] = []
+        """Requests of which the server reads one when it has answered the one before."""
+        self._answered_before = 0
         self._buffer = bytearray(8 << 20)
         self._nodeids: dict[bytes, int] = {}
         self._live: dict[int, list[tuple[int, int, int]]] = {}
@@ -244,7 +254,10 @@ class FakeKernel:
         length = IN_HEADER.size + len(body) if claim is None else claim
         if not no_reply:
             self._outstanding[self._unique] = None
-        self._fuse.send(IN_HEADER.pack(length, opcode, self._unique, nodeid, 0, 0, 4711, 0, 0) + body)
+        request = IN_HEADER.pack(length, opcode, self._unique, nodeid, 0, 0, 4711, 0, 0) + body
+        if not no_reply:
+            self._sent[self._unique] = request
+        self._fuse.send(request)
         if no_reply and self._watch:
             self._watch(Exchange(opcode, nodeid, body, 0, None))
         return self._unique
@@ -252,17 +265,45 @@ class FakeKernel:
     def receive(self, unique: int) -> tuple[int, bytes]:
         """Wait for the answer to one request: errno or 0, and the payload. The framing rules of protocol 2.2."""
         deadline = time.monotonic() + self.timeout
-        while (answer := self._outstanding[unique]) is None:
+        while (answer := self._outstanding[self._repeated.get(unique, unique)]) is None:
             left = deadline - time.monotonic()
             if left <= 0 or not self.pump(left):
                 raise TwinViolation(f"no answer to request {unique}: its caller hangs")
-        del self._outstanding[unique]
+        del self._outstanding[self._repeated.pop(unique, unique)]
+        self._sent.pop(unique, None)
         _, error, _ = OUT_HEADER.unpack_from(answer)
         return -error, answer[OUT_HEADER.size :]
 
     def answered(self, unique: int) -> bool:
         """Whether the answer to a request has come, and waits for `receive`."""
-        return self._outstanding[unique] is not None
+        return self._outstanding[self._repeated.get(unique, unique)] is not None
+
+    def lose(self, unique: int) -> None:
+        """Wait for the answer to a request and have it not come, as when the server died before it could write it."""
+        while not self.answered(unique):
+            if not self.pump(self.timeout):
+                raise TwinViolation(f"no answer to request {unique}: its caller hangs")
+        self._outstanding[self._repeated.get(unique, unique)] = None
+        self.in_hand.append(unique)
+
+    def server_died(self) -> None:
+        """Whoever served is dead. It may have answered what its successor thinks that it had in hand: a write of that
+        answer is ENOENT, and nothing else."""
+        self._answered_before = self._unique
+
+    def _send_again(self) -> None:
+        """What the server has asked for: all that it had in hand, marked by bit 63 of the unique."""
+        again, self.in_hand[:] = self.in_hand[:], []
+        again += [unique for unique in self.one_by_one if self._outstanding.get(unique, b"") is None][:1]
+        for unique in again:
+            repeated = unique | UNIQUE_RESEND
+            if self._outstanding.pop(self._repeated.get(unique, unique), b"") is not None:
+                raise TwinViolation(f"request {unique} is not in hand")
+            self._repeated[unique] = repeated
+            self._outstanding[repeated] = None
+            request = bytearray(self._sent[unique])
+            request[8:16] = repeated.to_bytes(8, "little")
+            self._fuse.send(request)
 
     def call(self, opcode: int, nodeid: int = 0, body: bytes = b"", *, exact: int = 0, most: int = 0) -> bytes:
         """One request: the payload, which must have `exact` bytes, or `most` at most. OSError as the server says."""
@@ -319,6 +360,8 @@ class FakeKernel:
             if length != OUT_HEADER.size:
                 raise TwinViolation("a payload in the answer to INTERRUPT")
             return
+        if error and unique <= self._answered_before and self._outstanding.get(unique, b"") is not None:
+            return
         if unique not in self._outstanding or self._outstanding[unique] is not None:
             raise TwinViolation(f"a reply to request {unique}, which nobody waits for")
         if not -512 < error <= 0:
@@ -330,6 +373,10 @@ class FakeKernel:
     def _notified(self, code: int, body: bytes) -> None:
         if code == _NOTIFY_STORE:
             raise TwinViolation("NOTIFY_STORE: a kernel oopses where the file is mapped")
+        if code == _NOTIFY_RESEND:
+            if Bit.HAS_RESEND not in self.offered:
+                raise TwinViolation("RESEND to a kernel that knows nothing of it")
+            self._send_again()
         if code == _NOTIFY_INVAL_ENTRY:
             parent, namelen, _ = Struct("<QII").unpack_from(body)
             if len(body) != 16 + namelen + 1 or body[-1]:

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +21,6 @@ from struct import Struct
 from typing import Any, cast
 from uuid import UUID
 
-from famfs_server.daemon import worker
 from famfs_server.daemon.options import parse_options
 from famfs_server.daemon.supervisor import Supervisor
 from famfs_server.dax.device import DaxDevice, Mode
@@ -42,81 +41,18 @@ _processes.set_forkserver_preload([__name__])
 def serve(
     fuse: socket.socket,
     ioctls: socket.socket,
-    messages: socket.socket,
-    image: str,
-    words: Sequence[str],
-    host: UUID | None,
-    log: str,
-    push: bool,
-) -> None:
-    """The body of the server's process: start a worker, register the device, wait for the worker's end."""
-    logging.basicConfig(filename=log, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
-    run_directory = Path(log).with_suffix(".run")
-    run_directory.mkdir(exist_ok=True)
-    fcntl.ioctl = _forwarding(fuse.fileno(), ioctls)
-    status = 1
-    try:
-        device = DaxDevice.open(image)
-        # The fake kernel takes the file for a device in famfs mode, which no real kernel would; the server, which asks
-        # for that mode before it agrees to extent maps, has mapped it before.
-        device.memory()
-        device.mode = Mode.FSDEV
-        supervisor = Supervisor(parse_options(image, "/twin", words), device, host, run_directory, ready=lambda: None)
-        hear, speak = os.pipe()
-        assignment = worker.Assignment(
-            options=supervisor.options,
-            device=device,
-            host=host,
-            session=Session.create(fuse.fileno()),
-            run_directory=run_directory,
-            messages=speak,
-            takeover=None,
-            background=False,
-            devices=supervisor.devices,
-            device_socket=supervisor.devices.connect(),
-        )
-        pid = os.fork()
-        if pid == 0:
-            os.close(hear)
-            status = worker.run(assignment)
-        else:
-            os.close(speak)
-            threading.Thread(target=_answer, args=(supervisor,), daemon=True).start()
-            if line := os.read(hear, 1 << 16):
-                messages.send(json.dumps(_registered(supervisor, fuse.fileno(), json.loads(line), push)).encode())
-            messages.close()
-            fuse.close()
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except BaseException:
-        logging.exception("the server fails")
-    finally:
-        logging.shutdown()
-        os._exit(status)
-
-
-class Directory:
-    """A detached mount, as far as a supervisor asks it to read superblock and log: nothing but a number."""
-
-    fd = -1
-
-    def clone(self) -> int:
-        """A private copy."""
-        return os.open("/", os.O_RDONLY)
-
-
-def serve_in_famfs_mode(
-    fuse: socket.socket,
-    ioctls: socket.socket,
     opens: socket.socket,
     messages: socket.socket,
     image: str,
     words: Sequence[str],
     host: UUID | None,
     log: str,
+    push: bool,
+    famfs_mode: bool,
 ) -> None:
-    """The body of a server whose device it may not map: the supervisor's own steps, and successors for its workers.
+    """The body of the server's process, which plays the supervisor.
 
-    Its `openat` through the mount goes to the fake kernel; `messages` tells who serves.
+    Its ioctls on /dev/fuse, and its `openat` through the mount, go to the fake kernel.
     """
     logging.basicConfig(filename=log, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", force=True)
     run_directory = Path(log).with_suffix(".run")
@@ -126,37 +62,29 @@ def serve_in_famfs_mode(
     status = 1
     try:
         device = DaxDevice.open(image)
+        # The fake kernel takes the file for a device in famfs mode, which no real kernel would; the server, which asks
+        # for that mode before it agrees to extent maps, has mapped it before, or must do without.
+        if not famfs_mode:
+            device.memory()
         device.mode = Mode.FSDEV
         supervisor = Supervisor(parse_options(image, "/twin", words), device, host, run_directory, ready=lambda: None)
-        supervisor._processes.catch_signals()
-        session = Session.create(fuse.fileno())
-        # Descriptors of the number that stands for the mount are closed by the children.
-        directory = Directory()
-        directory.fd = os.dup(messages.fileno())
-        try:
-            agreed = supervisor._bootstrap(session, cast("DetachedMount", directory))
-            served, _ = supervisor._start_worker(session, cast("DetachedMount", directory), agreed)
-        except FamfsError as error:
-            messages.send(json.dumps({"error": str(error), "status": error.exit_status}).encode())
-            status = 0
-            return
-        while True:
-            message = {"data_path": agreed.decision.data_path, "reason": agreed.decision.reason, "worker": served}
-            messages.send(json.dumps(message).encode())
-            ended: dict[int, int] = {}
-            while served not in ended:
-                ended = supervisor._processes.wait().ended
-            status = ended[served]
-            if status == 0:
-                return
-            session.drain()
-            session.record.taken_over()
-            served = supervisor._fork_worker(session, -1, agreed)
+        status = _mount(supervisor, Session.create(fuse.fileno()), messages, push=push, famfs_mode=famfs_mode)
     except BaseException:
         logging.exception("the server fails")
     finally:
         logging.shutdown()
         os._exit(status)
+
+
+class Directory:
+    """A detached mount, as far as a supervisor looks at it before it is attached: nothing but a number."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def clone(self) -> int:
+        """A private copy."""
+        return os.open("/", os.O_RDONLY)
 
 
 def _opening(kernel: socket.socket) -> Callable[..., int]:
@@ -176,20 +104,48 @@ def _opening(kernel: socket.socket) -> Callable[..., int]:
     return opening
 
 
-def _answer(supervisor: Supervisor) -> None:
-    """Tell the worker of further devices, as a supervisor does."""
-    while supervisor.devices.answer():
-        pass
+def _mount(
+    supervisor: Supervisor,
+    session: Session,
+    messages: socket.socket,
+    *,
+    push: bool,
+    famfs_mode: bool,
+) -> int:
+    """The supervisor's own steps, and successors for workers that die; the last one's exit status.
+
+    `messages` tells who serves, and what went wrong.
+    """
+    supervisor._processes.catch_signals()
+    # A descriptor stands for the mount, and is closed by who does not need that.
+    mount = cast("DetachedMount", Directory(os.dup(messages.fileno())))
+    try:
+        before = supervisor._bootstrap(session, mount) if famfs_mode else None
+        served, agreed = supervisor._start_worker(session, mount, before)
+    except FamfsError as error:
+        _tell(messages, {"error": str(error), "status": error.exit_status})
+        return 1
+    try:
+        if push and before is None:
+            supervisor._register(session.fuse, agreed)
+        said: dict[str, Any] = {"data_path": agreed.decision.data_path, "reason": agreed.decision.reason}
+    except FamfsError as error:
+        said = {"error": str(error), "status": error.exit_status}
+    while True:
+        _tell(messages, {**said, "worker": served})
+        ended: dict[int, int] = {}
+        while served not in ended:
+            ended = supervisor._processes.wait().ended
+        if ended[served] >= 0:
+            return ended[served]
+        session.drain()
+        session.record.taken_over()
+        served = supervisor._fork_worker(session, -1, agreed, successor=True)
 
 
-def _registered(supervisor: Supervisor, fuse: int, message: dict[str, Any], push: bool) -> dict[str, Any]:
-    """The worker's message, once the device is registered; an error where the kernel refuses that."""
-    if push and "error" not in message:
-        try:
-            supervisor._register(fuse, worker.negotiated(message))
-        except FamfsError as error:
-            return {"error": str(error), "status": error.exit_status}
-    return message
+def _tell(messages: socket.socket, message: dict[str, Any]) -> None:
+    with suppress(BrokenPipeError):
+        messages.send(json.dumps(message).encode())
 
 
 def _forwarding(fuse: int, kernel: socket.socket) -> Callable[..., Any]:
@@ -245,14 +201,12 @@ class Twin:
         self._sockets = (ours, our_ioctls, our_opens, self._messages)
         self.worker = 0
         """The pid of the process that serves, where it is told."""
-        common = (str(image), words, host, str(self.log_path))
-        if famfs_mode:
-            body, arguments = serve_in_famfs_mode, (theirs, their_ioctls, their_opens, their_messages, *common)
-        else:
-            body, arguments = serve, (theirs, their_ioctls, their_messages, *common, push)
-        self._process = _processes.Process(target=body, args=arguments, daemon=True)
+        ends = (theirs, their_ioctls, their_opens, their_messages)
+        self._process = _processes.Process(
+            target=serve, args=(*ends, str(image), words, host, str(self.log_path), push, famfs_mode), daemon=True
+        )
         self._process.start()
-        for end in (theirs, their_ioctls, their_opens, their_messages):
+        for end in ends:
             end.close()
 
     def mount(self) -> FakeKernel:
@@ -278,6 +232,13 @@ class Twin:
     def succeed(self) -> None:
         """Kill the process that serves, and wait until another one has taken its place."""
         os.kill(self.worker, signal.SIGKILL)
+        # Until it is gone nothing may make room for what it is about to write.
+        deadline = time.monotonic() + _END_SECONDS
+        while Path(f"/proc/{self.worker}").exists():
+            if time.monotonic() > deadline:
+                raise TwinViolation("a worker cannot be killed")
+            time.sleep(0.005)
+        self.kernel.server_died()
         self.worker = int(self._message()["worker"])
 
     def _message(self) -> dict[str, Any]:

@@ -128,3 +128,25 @@ def test_driver_is_unbound_under_a_mount(
     assert (point / "file").read_bytes() == b"x" * 100_000
     run("umount", point, host=master)
     assert mounts() == []
+
+
+@pytest.mark.timeout(600)
+def test_mode_is_switched_for_a_mount(
+    device: Path, master: Path, unmounted: Callable[[str], Path], set_mode: SetMode
+) -> None:
+    """No kernel here takes a device in famfs mode, so that way is the failure, and devdax mode the success."""
+    point = unmounted("point")
+    driver = Path("/sys/bus/dax/devices", device.name, "driver")
+    run("mkfs.famfs", "-f", device, host=master)
+    line = one_line(run("famfs", "mount", "--set-daxmode", device, point, host=master, status=32))
+    assert "which only a famfs kernel can use" in line
+    assert driver.resolve().name == "device_dax"
+    set_mode(device.name, "fsdev")
+    run("mount.famfs", "-o", "daxmode=devdax,loglevel=error", device, point, host=master)
+    assert driver.resolve().name == "device_dax"
+    busy = one_line(run("mount.famfs", "-o", "daxmode=famfs", device, unmounted("other"), host=master, status=32))
+    assert "unmount it before its mode is switched" in busy
+    assert (point / ".meta" / ".superblock").exists()
+    run("umount", point, host=master)
+    run("mkfs.famfs", "-f", "--set-daxmode", device, host=master)
+    assert driver.resolve().name == "fsdev_dax"

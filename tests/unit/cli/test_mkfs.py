@@ -139,11 +139,11 @@ def test_a_device_in_use_is_refused(device: Device) -> None:
     assert run("mkfs.famfs", "-f", device.path).status == 0
 
 
-def test_daxmode_is_refused_in_words(device: Device) -> None:
+def test_emulated_device_has_no_mode(device: Device) -> None:
     before = device.head()
     outcome = run("mkfs.famfs", "-f", "-M", device.path)
     assert outcome.status == 2
-    assert "daxctl" in outcome.error
+    assert "is not a dax device and has no mode" in outcome.error
     assert device.head() == before
 
 

@@ -181,7 +181,7 @@ def test_request_that_is_never_answered_is_a_sign_of_death(session: Session, clo
 
 def test_request_that_libfuse_keeps(session: Session, clock: Clock) -> None:
     pulse = Pulse(session)
-    session.record.relayed()
+    session.record.relayed(2)
     # Its plane still beats: slow, but alive.
     for _ in range(20):
         session.record.beat()

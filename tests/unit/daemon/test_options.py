@@ -26,6 +26,7 @@ def test_defaults_are_the_safe_ones() -> None:
     assert options.create
     assert options.cache == "never"
     assert options.no_open
+    assert options.daxmode is None
     assert options.watchdog == "serve"
     assert options.timeout is None
     assert options.allow_other
@@ -47,6 +48,8 @@ def test_defaults_are_the_safe_ones() -> None:
         ("fastpath=off,fastpath=on", "fastpath", True),
         ("cache=always", "cache", "always"),
         ("no_open=off", "no_open", False),
+        ("daxmode=famfs", "daxmode", "famfs"),
+        ("daxmode=devdax", "daxmode", "devdax"),
         ("no_open=on", "no_open", True),
         ("watchdog=eio", "watchdog", "eio"),
         ("watchdog=eio,watchdog=serve", "watchdog", "serve"),
@@ -125,6 +128,7 @@ def test_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: object
         "cache=normal",
         "no_open",
         "no_open=never",
+        "daxmode=system-ram",
         "watchdog=bark",
         "timeout=-1",
         "timeout=nan",

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """INIT as bytes: requests recorded from kernels, libfuse's recorded reply, and what goes between them.
 
-`init-6.18.bin` is what the kernel wrote; `libfuse-3.14-init-reply.bin` is what libfuse 3.14 under pyfuse3
-answered to it, masked. Requests of 7.3 are built from the flags that such a kernel was seen to offer
-(protocol 4.3).
+`init-*.bin` is what kernels wrote (7.3.4 with and without `fuse.enable_uring`); `libfuse-3.14-init-reply.bin` is what
+libfuse 3.14 under pyfuse3 answered to that of 6.18, masked.
 """
 
 import errno
@@ -36,9 +35,8 @@ def request_bytes(minor: int = 45, low: int = 0x73FFFFFB, high: int = 0x5FD, *, 
     return abi.IN_HEADER.pack(104, 26, 2, 0, 0, 0, 0, 0) + body
 
 
-# Bits 32 to 40 and 42; with io_uring also 41 and 43.
-STOCK_73 = request_bytes(46, high=0x5FF)
-STOCK_73_URING = request_bytes(46, high=0xFFF)
+STOCK_73 = (DATA / "init-7.3.bin").read_bytes()
+STOCK_73_URING = (DATA / "init-7.3-io-uring.bin").read_bytes()
 FAMFS = request_bytes(45, high=0x5FD | 1 << 11)
 SERVER = Decision("server", "no famfs")
 
@@ -58,6 +56,9 @@ def test_recorded_request_of_6_18() -> None:
 
 
 def test_requests_of_7_3() -> None:
+    """Bits 32 to 40 and 42; with io_uring also 41 and 43 (protocol 4.3)."""
+    assert request_bytes(46, high=0x5FF) == STOCK_73
+    assert request_bytes(46, high=0xFFF) == STOCK_73_URING
     plain = parse_init_request(STOCK_73)
     assert InitFlag.HAS_INODE_DAX in plain.flags
     assert InitFlag.IO_URING_BUFPOOL not in plain.flags

@@ -68,13 +68,14 @@ def test_changes_are_noted_for_the_last_requests(record: SessionRecord) -> None:
 
 
 def test_what_libfuse_has(record: SessionRecord) -> None:
-    for _ in range(3):
-        record.relayed()
-    record.returned()
+    for unique in (2, 4, 6):
+        record.relayed(unique)
+    record.returned(4)
     assert record.at_libfuse == 2
+    assert record.held == {2, 6}
     record.forget_libfuse()
     assert record.at_libfuse == 0
-    record.relayed()
+    record.relayed(8)
     assert record.at_libfuse == 1
 
 
@@ -101,7 +102,7 @@ def test_draining_throws_away_what_a_dead_worker_left() -> None:
         for end in (session.libfuse_end, session.our_end):
             for _ in range(5):
                 end.send(b"left behind")
-        session.record.relayed()
+        session.record.relayed(2)
         session.drain()
         assert session.record.at_libfuse == 0
         for end in (session.libfuse_end, session.our_end):
@@ -112,3 +113,34 @@ def test_draining_throws_away_what_a_dead_worker_left() -> None:
             os.close(descriptor)
         session.libfuse_end.close()
         session.our_end.close()
+
+
+def test_everything_that_a_dead_worker_had_is_known(record: SessionRecord) -> None:
+    read(record, 10)
+    record.hold(10)
+    record.done(10)
+    record.relayed(12 | abi.UNIQUE_RESEND)
+    record.hold(14)
+    record.let_go(14)
+    read(record, 16 | abi.UNIQUE_RESEND)
+    successor = SessionRecord(record.fd)
+    assert successor.held == {10, 12 | abi.UNIQUE_RESEND}
+    # The uniques are those that the kernel waits for, bit 63 included.
+    assert successor.abandon() == {10, 12 | abi.UNIQUE_RESEND, 16 | abi.UNIQUE_RESEND}
+    assert (successor.held, successor.in_hand) == (set(), 0)
+    assert successor.abandon() == set()
+    successor.failed(2)
+    assert record.failed_at_takeover == 2
+
+
+def test_more_requests_than_there_are_places(record: SessionRecord) -> None:
+    uniques = range(2, 20002, 2)
+    for unique in uniques:
+        record.hold(unique)
+    known = record.held
+    assert len(known) == 4096
+    for unique in uniques:
+        record.let_go(unique)
+    assert record.held == set()
+    record.hold(4)
+    assert record.held == {4}
