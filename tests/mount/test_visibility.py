@@ -7,7 +7,9 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +131,89 @@ result = sizes == [number + 1 for number in order]
         assert done.returncode == 0, done.stderr
         assert client(look, other.path, "1000", str(rng.randrange(1 << 30))) is True
         assert client("result = len(os.listdir(arguments[0]))", other / "dir") == 1000
+
+
+# Makes files one by one and in batches, and says after each call how many there are.
+MAKER = """
+import mmap, os, sys
+from famfs_server.daemon.control_client import ControlClient, FileRequest
+place, counter, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with open(counter, "r+b") as file:
+    made = memoryview(mmap.mmap(file.fileno(), 8)).cast("Q")
+control = ControlClient.of_mount(place)
+number = 0
+while number < count:
+    if number % 200 < 100:
+        fd = os.open("%s/dir/n%d" % (place, number), os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        os.ftruncate(fd, number + 1)
+        os.close(fd)
+        number += 1
+    else:
+        last = min(number + 100, count)
+        control.create([FileRequest(b"dir/n%d" % n, n + 1, 0o644, 0, 0) for n in range(number, last)])
+        number = last
+    made[0] = number
+"""
+
+# Looks up, in random order, each name that is there for sure; the result is what was wrong.
+LOOKER = """
+import random, time
+place, counter, count, seed = arguments[0], arguments[1], int(arguments[2]), arguments[3]
+rng = random.Random(seed)
+with open(counter, "r+b") as file:
+    made = memoryview(mmap.mmap(file.fileno(), 8)).cast("Q")
+problems, waiting, known, listings = [], [], 0, 0
+while (known < count or waiting) and not problems:
+    now = made[0]
+    waiting += range(known, now)
+    known = now
+    if not waiting:
+        time.sleep(0.0005)
+        continue
+    at = rng.randrange(len(waiting))
+    waiting[at], waiting[-1] = waiting[-1], waiting[at]
+    number = waiting.pop()
+    try:
+        if os.stat("%s/dir/n%d" % (place, number)).st_size != number + 1:
+            problems.append(["size", number])
+    except OSError as error:
+        problems.append([error.errno, number, known])
+    if number % 50 == 0:
+        sure = made[0]
+        names = set(os.listdir(place + "/dir"))
+        missing = [n for n in range(sure) if "n%d" % n not in names]
+        listings += 1
+        if missing:
+            problems.append(["listing", sure, missing[:5]])
+result = [problems, listings]
+"""
+
+
+@pytest.mark.parametrize("fast", FAST if LONG else FAST[:1])
+def test_whatever_is_made_is_found_by_lookups_that_begin_afterwards(
+    site: Site, device: Path, fast: str, tmp_path: Path, rng: random.Random
+) -> None:
+    counter = tmp_path / "counter"
+    counter.write_bytes(bytes(8))
+    count = str(COUNT)
+    options = (f"fastpath={fast}", "poll=0")
+    with (
+        site.mounted(device, *options) as master,
+        site.mounted(device, *options, host=CLIENT_UUID) as one,
+        site.mounted(device, *options, host=THIRD_UUID) as two,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        began = time.monotonic()
+        lookers = [
+            pool.submit(client, LOOKER, place.path, counter, count, str(rng.random()), timeout=80)
+            for place in (one, two)
+        ]
+        done = master.host.run(sys.executable, "-c", MAKER, master.path, counter, count, timeout=80)
+        assert done.returncode == 0, done.stderr
+        found = [looker.result() for looker in lookers]
+        print(f"{count} files, two clients, {found[0][1] + found[1][1]} listings: {time.monotonic() - began:.1f} s")
+        assert [problems for problems, _ in found] == [[], []]
+        assert all(listings for _, listings in found)
 
 
 def test_missing_names_are_not_remembered(site: Site, device: Path, fast: str) -> None:
