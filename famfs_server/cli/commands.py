@@ -34,6 +34,8 @@ COMMANDS = {
         Entry("creat", "Create files of a given size, on request filled from a seed.", "creat"),
         Entry("mkdir", "Create directories.", "mkdir"),
         Entry("cp", "Copy files and directories into a file system.", "cp"),
+        Entry("export", "Write a file system, or a part of it, as a tar archive.", "archive", "export_command"),
+        Entry("import", "Put what is in a tar archive into a file system.", "archive", "import_command"),
         Entry("verify", "Compare files with the data that a seed stands for.", "verify"),
         Entry("check", "Compare what a mount shows with its log.", "check"),
         Entry("fsck", "Check a file system, show its figures, and mend what is safe to mend.", "fsck"),

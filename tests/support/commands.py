@@ -101,7 +101,7 @@ class Device:
     def read(self, path: str) -> bytes:
         """The bytes of a file."""
         with self.volume() as volume:
-            nodeid = volume.namespace.resolve(path.encode())
+            nodeid = volume.namespace.resolve(os.fsencode(path))
             assert nodeid, path
             return volume.read(nodeid, 0, volume.namespace.size[nodeid])
 
@@ -117,7 +117,7 @@ class Device:
     def owner(self, path: str) -> tuple[int, int]:
         """uid and gid of a path."""
         with self.volume() as volume:
-            nodeid = volume.namespace.resolve(path.encode())
+            nodeid = volume.namespace.resolve(os.fsencode(path))
             return volume.namespace.uid[nodeid], volume.namespace.gid[nodeid]
 
 
