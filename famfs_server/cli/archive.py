@@ -19,7 +19,7 @@ import click
 
 from famfs_server.cli import program
 from famfs_server.cli.progress import progress
-from famfs_server.cli.target import OpenFile, Place, Targets, daxdev_option
+from famfs_server.cli.target import OpenFile, Place, Targets, Unmounted, daxdev_option
 from famfs_server.daemon.control_client import FileRequest, Striping
 from famfs_server.errors import FamfsError, NoSuchPathError, NotADirectoryPathError, PathError, UsageError
 
@@ -57,7 +57,7 @@ class _Reader:
 @click.option("-v", "--verbose", count=True, help="Name each file.")
 @daxdev_option
 @click.argument("path")
-def export_command(*, path: str, output: str, verbose: int, daxdev: str | None) -> None:
+def export_command(*, path: str, output: str, verbose: int, daxdev: Unmounted | None) -> None:
     """Write PATH of a famfs file system, and what is below it, as a tar archive.
 
     Compress it by a pipe: famfs export /mnt/famfs | zstd > famfs.tar.zst
@@ -129,7 +129,7 @@ def _describe(tree: "Namespace", node: int, top: bytes) -> tarfile.TarInfo:
 @daxdev_option
 @click.argument("archive")
 @click.argument("directory")
-def import_command(*, archive: str, directory: str, contiguous: bool, verbose: int, daxdev: str | None) -> int:
+def import_command(*, archive: str, directory: str, contiguous: bool, verbose: int, daxdev: Unmounted | None) -> int:
     """Put what is in ARCHIVE (-: standard input) into DIRECTORY of a famfs file system.
 
     A file that exists with the same size is left alone, so that an import that was interrupted can be repeated: files

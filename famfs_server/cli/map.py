@@ -48,7 +48,7 @@ def command(*, path: str, output: str | None, as_json: bool, daxdev: Unmounted |
         if found is None:
             raise NoSuchPathError(f"{place.name}: no such file")
         volume = place.target.volume()
-        whole = regions.of_volume(volume, f"{daxdev or path}: famfs {volume.superblock.uuid}")
+        whole = regions.of_volume(volume, f"{daxdev.device if daxdev else path}: famfs {volume.superblock.uuid}")
         if found.is_directory:
             if place.path:
                 raise UsageError(f"{path}: name the mount point, a device or a file")

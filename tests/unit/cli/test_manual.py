@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Man pages and completions tell of every program, command and option, and their readers understand them."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from commands import STATUSES
+from famfs_server.cli.commands import COMMANDS, PROGRAMS
+from famfs_server.cli.manual import __main__ as manual
+from famfs_server.cli.manual import model, pages
+from famfs_server.cli.manual.completion import completions
+from famfs_server.daemon import options
+
+TOOLS = [*model.programs(), *model.subcommands()]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Everything that the generator writes."""
+    folder = tmp_path_factory.mktemp("manual")
+    manual.write(folder)
+    return folder
+
+
+def test_there_is_a_page_for_everything(written: Path) -> None:
+    names = {path.name for path in (written / "man").iterdir()}
+    assert names == {
+        *(f"{name}.8" for name in PROGRAMS),
+        *(f"famfs-{name}.8" for name in COMMANDS),
+        "famfs.5",
+        "famfs.7",
+    }
+    assert set(STATUSES) == set(PROGRAMS)
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.page)
+def test_a_page_tells_of_every_option(tool: model.Tool) -> None:
+    text = pages.page(tool).replace("\\-", "-")
+    for section in ("NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "ENVIRONMENT", "FILES", "SEE ALSO"):
+        assert f".SH {section}\n" in text
+    for option in tool.shown:
+        for name in option.names:
+            assert f"\\fB{name}\\fR" in text
+        assert option.help, option.names
+    assert tool.description
+
+
+def test_every_mount_option_is_described(written: Path) -> None:
+    text = (written / "man/famfs.5").read_text().replace("\\-", "-")
+    for name in (*options._VALUES, *options._FLAGS):
+        positive = {"allow_other": "nouseraccess", "default_permissions": "nodefault_permissions"}.get(name, name)
+        assert re.search(rf"\\fB{positive}\b", text), name
+
+
+def test_man_understands_every_page(written: Path) -> None:
+    man = shutil.which("man")
+    if man is None or shutil.which("groff") is None:
+        pytest.skip("needs man and groff")
+    for path in sorted((written / "man").iterdir()):
+        done = subprocess.run(
+            [man, "--warnings", "-Tutf8", "-l", str(path)], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), path.name
+        assert "SEE ALSO" in re.sub(".\b", "", done.stdout)
+
+
+def test_mandoc_understands_every_page(written: Path) -> None:
+    mandoc = shutil.which("mandoc")
+    if mandoc is None:
+        pytest.skip("needs mandoc")
+    files = [str(path) for path in (written / "man").iterdir()]
+    done = subprocess.run(
+        [mandoc, "-T", "lint", "-W", "warning", *files], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert not [line for line in done.stdout.splitlines() if "missing date" not in line]
+
+
+def completed(script: Path, *words: str) -> set[str]:
+    """What bash offers behind these words; the last one is being typed."""
+    code = f'source "{script}"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _famfs_programs; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", code, "bash", *words], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+def test_bash_completes(written: Path) -> None:
+    script = written / "completions/bash/famfs"
+    assert completed(script, "famfs", "") == set(COMMANDS)
+    assert completed(script, "famfs", "ma") == {"map"}
+    assert completed(script, "famfs", "--dr") == {"--dryrun"}
+    assert completed(script, "famfs", "creat", "--n") == {"--nbuckets", "--nstrips"}
+    assert completed(script, "famfs", "creat", "fi") == set()
+    assert completed(script, "/sbin/mkfs.famfs", "--lo") == {"--loglen"}
+    for tool in model.subcommands():
+        offered = completed(script, *tool.name.split(), "-")
+        assert offered == {name for option in tool.shown for name in option.names}
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_are_told_of_every_option(written: Path, shell: str) -> None:
+    texts = [path.read_text() for path in (written / f"completions/{shell}").iterdir()]
+    text = "\n".join(texts)
+    for tool in TOOLS:
+        for option in tool.shown:
+            for name in option.names:
+                spelled = name if shell == "zsh" else f" {name[2:]} " if name.startswith("--") else f"'{name[1:]}'"
+                assert spelled in text, name
+    if (program := shutil.which(shell)) is not None:
+        for path in (written / f"completions/{shell}").iterdir():
+            done = subprocess.run([program, "-n", path], capture_output=True, text=True, timeout=30, check=False)
+            assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_each_program_has_its_scripts() -> None:
+    names = set(completions())
+    assert names == {"zsh/_famfs", *(f"bash/{n}" for n in PROGRAMS), *(f"fish/{n}.fish" for n in PROGRAMS)}
