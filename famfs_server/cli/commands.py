@@ -39,6 +39,7 @@ COMMANDS = {
         Entry("verify", "Compare files with the data that a seed stands for.", "verify"),
         Entry("check", "Compare what a mount shows with its log.", "check"),
         Entry("fsck", "Check a file system, show its figures, and mend what is safe to mend.", "fsck"),
+        Entry("devadd", "Add a device to a file system. Experimental.", "devadd"),
         Entry("status", "Show the state of a mounted file system.", "status"),
         Entry("top", "Show the request rates of mounted file systems.", "top"),
         Entry("metrics", "Print the figures of mounted file systems for Prometheus.", "metrics"),

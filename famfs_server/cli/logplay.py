@@ -35,7 +35,7 @@ class LogplayCommand(click.Command):
     "-d",
     "--daxdev",
     multiple=True,
-    callback=unmounted,
+    callback=lambda _context, _option, words: unmounted(words),
     metavar="DEV",
     help="Take the log from a device that is not mounted; needs --shadow.",
 )

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from famfs_server.cli.target import Status, Target, this_host
 from famfs_server.daemon.control_client import ControlClient, FileRequest
@@ -76,6 +77,9 @@ class MountedTarget(Target):
         if self._meta is None:
             self._meta = MetaMemory(self._mount.mount_point)
         return self._meta
+
+    def add_device(self, uuid: UUID, path: str) -> None:
+        self._control.add_device(uuid, path)
 
     def follow(self) -> None:
         # A name that is not there makes the daemon look at the log before it answers (design, "No stale misses").

@@ -93,6 +93,10 @@ class Target(ABC):
         """The file system's metadata, to look at."""
 
     @abstractmethod
+    def add_device(self, uuid: UUID, path: str) -> None:
+        """Make the device at `path`, whose superblock is there already, part of the file system."""
+
+    @abstractmethod
     def follow(self) -> None:
         """Take in what other hosts have appended to the log."""
 
@@ -210,8 +214,8 @@ def this_host() -> UUID | None:
         return None
 
 
-def unmounted(_context: click.Context, _option: click.Parameter, words: Sequence[str]) -> Unmounted | None:
-    """The values of --daxdev. Raises UsageError unless one of them, and only one, is a device and no UUID=PATH."""
+def unmounted(words: Sequence[str]) -> Unmounted | None:
+    """What --daxdev means, if it was given: one device, and further ones as UUID=PATH. Raises UsageError."""
     devices, further = [], []
     for word in words:
         text, _, path = word.partition("=")
@@ -234,7 +238,7 @@ def daxdev_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--daxdev",
         multiple=True,
-        callback=unmounted,
+        callback=lambda _context, _option, words: unmounted(words),
         metavar="DEV",
         help="Work on this device, not mounted here; paths are relative to its root. UUID=PATH: a further device.",
     )(function)

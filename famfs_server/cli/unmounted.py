@@ -4,6 +4,7 @@
 import errno
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from uuid import UUID
 
 from famfs_server.cli.target import Status, Target, Unmounted, this_host
@@ -60,13 +61,13 @@ class DeviceTarget(Target):
             self._memory = self._device.memory()
             self._volume = Volume(self._memory, host, device)
             finder = DeviceFinder(dict(named.further), PlaceCache(run_root() / CACHE_NAME), writable=write)
-            self._volume.attach_devices(lambda uuid: self._attach(finder, uuid))
+            self._volume.attach_devices(partial(self._attach, finder))
         except BaseException:
             self._close_device()
             raise
 
-    def _attach(self, finder: DeviceFinder, uuid: UUID) -> Attached:
-        device = finder.find(self._volume.superblock.uuid, uuid)
+    def _attach(self, finder: DeviceFinder, uuid: UUID, hint: str | None = None) -> Attached:
+        device = finder.find(self._volume.superblock.uuid, uuid, hint)
         try:
             memory = device.memory()
         except BaseException:
@@ -122,6 +123,9 @@ class DeviceTarget(Target):
 
     def volume(self) -> Volume:
         return self._volume
+
+    def add_device(self, uuid: UUID, path: str) -> None:
+        self._volume.add_device(uuid, path)
 
     def follow(self) -> None:
         self._volume.refresh()

@@ -32,6 +32,7 @@ from famfs_server.daemon.control_requests import (
     no_more,
     parse_object,
     path_of,
+    uuid_of,
 )
 from famfs_server.daemon.options import SYSLOG_LEVELS, syslog_level
 from famfs_server.daemon.watch import Watcher, lines
@@ -310,6 +311,15 @@ class ControlServer:
         no_more(row)
         return _json({"nodeid": self._volume.mkdir(path, mode, uid, gid)})
 
+    def add_device(self, body: bytes) -> Reply:
+        """POST /devices: one more device, whose superblock is written already."""
+        row = parse_object(body)
+        path, uuid = os.fsdecode(path_of(row)), uuid_of(row)
+        no_more(row)
+        if not path.startswith("/"):
+            raise HttpError(400, "path must be absolute")
+        return _json({"index": self._volume.add_device(uuid, path).index})
+
     def status(self, body: bytes) -> Reply:
         """GET /status."""
         return _json(dict(self._status()))
@@ -378,6 +388,7 @@ ROUTES: dict[str, dict[str, _Route | _Feed | _Upload]] = {
     "/create": {"POST": _Route(ControlServer.create, restricted=True)},
     "/files": {"PUT": _Upload()},
     "/mkdir": {"POST": _Route(ControlServer.mkdir, restricted=True)},
+    "/devices": {"POST": _Route(ControlServer.add_device, restricted=True)},
     "/status": {"GET": _Route(ControlServer.status)},
     "/metrics": {"GET": _Route(ControlServer.metrics)},
     "/pid": {"GET": _Route(ControlServer.pid)},

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import h11
 
@@ -113,6 +114,10 @@ class ControlClient:
         """Make a directory; its nodeid."""
         answer = self._call("POST", "/mkdir", {"path": _text(path), "mode": mode, "uid": uid, "gid": gid})
         return int(answer["nodeid"])
+
+    def add_device(self, uuid: UUID, path: str) -> int:
+        """Make the device at `path`, an absolute one, part of the file system; its number."""
+        return int(self._call("POST", "/devices", {"uuid": str(uuid), "path": path})["index"])
 
     def status(self) -> dict[str, Any]:
         """What the daemon says of itself."""

@@ -4,6 +4,7 @@
 import json
 import sys
 from typing import Any
+from uuid import UUID
 
 from famfs_server.volume.space import Interleave
 from famfs_server.volume.volume import NewFile
@@ -56,6 +57,14 @@ def path_of(row: dict[str, Any]) -> bytes:
         return value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         raise HttpError(400, "path has characters that stand for no byte") from None
+
+
+def uuid_of(row: dict[str, Any]) -> UUID:
+    """Take the UUID out of an object."""
+    try:
+        return UUID(row.pop("uuid", None))
+    except (ValueError, TypeError, AttributeError):
+        raise HttpError(400, "uuid must be a UUID") from None
 
 
 def mode_of(row: dict[str, Any]) -> int:

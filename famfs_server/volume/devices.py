@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 from famfs_server.errors import FamfsError
@@ -39,8 +39,11 @@ class Attached:
     """It is in famfs mode, so that a famfs kernel may be told of it."""
 
 
-Attach = Callable[[UUID], Attached]
-"""Finds a device and maps it. Raises FamfsError."""
+class Attach(Protocol):
+    """Finds a device and maps it. Raises FamfsError."""
+
+    def __call__(self, uuid: UUID, hint: str | None = None) -> Attached:
+        """`hint` is the path where the device must be."""
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Making and unmaking a file system: what mkfs decides before it writes, and then writes (docs/format.md 4)."""
 
+from collections.abc import Set
 from uuid import UUID, uuid4
 
 from famfs_server.errors import DeviceError, ExistsError, MediaError, RoleError, UsageError
@@ -66,6 +67,27 @@ def make_filesystem(
     if found.state is not SuperblockState.VALID or found.superblock is None:
         raise MediaError(f"{device}: what was written did not stay; the device is not writable")
     return found.superblock
+
+
+def check_addition(
+    memory: DeviceMemory, device: str, volume: UUID, known: Set[UUID], *, align: int, force: bool
+) -> None:
+    """Decide whether a device may become a further one of the file system `volume`, which has the devices `known`.
+
+    Size and overwriting as for mkfs (format 4.2), but for a superblock of the file system itself: that of a device in
+    its table is never overwritten. Raises DeviceError or ExistsError.
+    """
+    if memory.size < layout.MIN_DEVICE_SIZE:
+        raise DeviceError(f"{device}: unsupported memory device size (<4GiB): {memory.size} bytes")
+    if align % layout.ALLOC_UNIT:
+        raise DeviceError(f"{device}: is aligned to {align} bytes; extents need multiples of 2 MiB")
+    found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize))
+    block = found.superblock
+    if block is not None and block.uuid == volume and block.device_uuid in known:
+        raise ExistsError(f"{device} is part of the file system {volume} already")
+    if not force and found.state is not SuperblockState.ABSENT:
+        what = "holds a famfs file system" if found.state is SuperblockState.VALID else found.problem.split(";")[0]
+        raise ExistsError(f"{device}: {what}; use -f to overwrite it")
 
 
 def prepare_device(

@@ -246,8 +246,8 @@ class Volume:
         with self.lock:
             return self.table.follow(self.devices, self._space.sizes)
 
-    def add_device(self, uuid: UUID, attach: Attach) -> Device:
-        """Append a device to the log; new files may go to it from now on.
+    def add_device(self, uuid: UUID, path: str) -> Device:
+        """Append the device at `path`, whose superblock is there already, to the log; new files may go to it then.
 
         It is attached before it is logged: a device that this host cannot use is not taken in. Raises ExistsError for
         one that is part of the file system, DeviceError, and the errors of `create_many`.
@@ -257,7 +257,8 @@ class Volume:
             index = self._begin_append(1 + len(self.promised) + len(self.being_made))
             if uuid in self.devices or uuid == self.superblock.device_uuid:
                 raise ExistsError(f"{self.device}: the device {uuid} is part of the file system already")
-            found = attach(uuid)
+            assert self.table.attach is not None
+            found = self.table.attach(uuid, path)
             number = len(self.devices)
             entry = log.build_add_daxdev(index, device=number, size=found.size, uuid=uuid)
             append.run(append.append_steps(index, [entry]), self._memory)

@@ -63,10 +63,14 @@ class Three:
         with opened(self.primary) as volume:
             devices = [DaxDevice.open(str(path)) for path in self.further]
             memories = [device.memory() for device in devices]
-            for uuid, path, memory in zip(UUIDS, self.further, memories, strict=True):
+            found = {
+                uuid: Attached(device.path, memory.size, memory)
+                for uuid, device, memory in zip(UUIDS, devices, memories, strict=True)
+            }
+            volume.attach_devices(lambda uuid, hint=None: found[uuid])
+            for uuid, memory in zip(UUIDS, memories, strict=True):
                 prepare_device(memory, "x", uuid=volume.superblock.uuid, host=UUID(MASTER_UUID), device_uuid=uuid)
-                found = Attached(str(path), memory.size, memory)
-                volume.add_device(uuid, lambda _, found=found: found)
+                volume.add_device(uuid, found[uuid].path)
             striped = volume.create(NewFile(b"striped", len(STRIPED), 0o644, 0, 0, Interleave(4, 3)))
             volume.write(striped, 0, memoryview(STRIPED))
             self.strips = tuple(strip.device for strip in volume.namespace.fmap(striped).extents)
@@ -207,3 +211,30 @@ def test_places_are_remembered(site: Site, three: Three, mount: Mount) -> None:
     for options in (three.options, ()):
         with site.mounted(three.primary, *options, host=CLIENT_UUID) as other:
             assert client(SAME, other / "striped") is True
+
+
+def test_adding_a_device_to_a_mount(site: Site, memory_folder: Path) -> None:
+    """Used at once by the master; found by another host once it is told where; never by its neighbours."""
+    primary = format_device(memory_folder / "primary")
+    added = memory_folder / "added"
+    with added.open("wb") as image:
+        image.truncate(4 << 30)
+    with site.mounted(primary) as master, site.mounted(primary, host=CLIENT_UUID) as other:
+        famfs = [BIN / "famfs"]
+        refused = other.host.run(*famfs, "devadd", added, other.path)
+        assert (refused.returncode, "only the master can add devices" in refused.stderr) == (1, True), refused.stderr
+        done = master.host.run(*famfs, "devadd", added, master.path)
+        assert done.returncode == 0, done.stderr
+        uuid = devices_of(master)[1]["uuid"]
+        assert f"device UUID: {uuid}" in done.stdout
+        assert devices_of(master)[1]["state"] == "attached"
+        again = master.host.run(*famfs, "devadd", "-f", added, master.path)
+        assert again.returncode != 0
+        assert "is part of the file system" in again.stderr
+        made = master.host.run(*famfs, "creat", "-r", "-S", "5", "-s", "8m", "-N", "2", "-B", "4", master / "new")
+        assert made.returncode == 0, made.stderr
+        # The other host has no way to know where the device is; a striped file is half there.
+        assert client(EACH_CHUNK, other / "new").count("EIO") in (1, 2)
+        assert devices_of(other)[1]["state"] == "missing"
+    with site.mounted(primary, f"daxdev={uuid}={added}", host=CLIENT_UUID) as other:
+        assert other.host.run(BIN / "famfs", "verify", "-S", "5", "-f", other / "new").returncode == 0

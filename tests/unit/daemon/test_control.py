@@ -306,6 +306,10 @@ def test_log_level_is_a_syslog_priority(server: Server) -> None:
         (post("/mkdir", b'{"path":"","mode":0,"uid":0,"gid":0}'), 400),
         (post("/mkdir", b'{"path":"/x","mode":0,"uid":0,"gid":0}'), 400),
         (post("/mkdir", b'{"path":"a//x","mode":0,"uid":0,"gid":0}'), 400),
+        (post("/devices", b'{"path":"/dev/dax1.0"}'), 400),
+        (post("/devices", b'{"path":"/dev/dax1.0","uuid":7}'), 400),
+        (post("/devices", b'{"path":"dax1.0","uuid":"00000000-0000-0000-0000-000000000007"}'), 400),
+        (post("/devices", b'{"path":"/x","uuid":"00000000-0000-0000-0000-000000000007","size":1}'), 400),
         (post("/log_level", b"loud"), 400),
     ],
 )

@@ -37,7 +37,7 @@ class Box:
         self.away: set[UUID] = set()
         self.asked: list[UUID] = []
 
-    def attach(self, uuid: UUID) -> Attached:
+    def attach(self, uuid: UUID, hint: str | None = None) -> Attached:
         """What a daemon does."""
         self.asked.append(uuid)
         if uuid in self.away or uuid not in self.further:
@@ -70,7 +70,7 @@ def full(box: Box) -> Box:
     """A box whose devices are all in the log, with a file on each and one striped over all of them."""
     volume = box.open()
     for uuid in UUIDS:
-        volume.add_device(uuid, box.attach)
+        volume.add_device(uuid, "/dev/dax")
     for number in range(3):
         fmap = Fmap((Extent(number, 64 * MIB, 2 * UNIT),))
         nodeid = place(volume, b"on%d" % number, 2 * UNIT - 5, fmap)
@@ -172,18 +172,18 @@ def test_device_that_appears_in_the_log_is_attached(full: Box) -> None:
     box = Box()
     box.further = full.further
     master, client = box.open(), box.open(UUID(int=5))
-    master.add_device(UUIDS[0], box.attach)
+    master.add_device(UUIDS[0], "/dev/dax")
     box.asked.clear()
     assert client.refresh() == 1
     assert box.asked == [UUIDS[0]]
     assert client.table.entries[1].state is DeviceState.ATTACHED
+    master.add_device(UUIDS[1], "/dev/dax")
     box.away = {UUIDS[1]}
-    master.add_device(UUIDS[1], lambda uuid: Attached("x", GIB, box.further[uuid]))
     nodeid = master.create(NewFile(b"f", UNIT, 0o644, 0, 0))
     client.refresh()
     assert client.table.entries[2].problem == "it is away"
     client.refresh()
-    assert box.asked == [UUIDS[0], UUIDS[1]]
+    assert box.asked == [UUIDS[0], UUIDS[1], UUIDS[1]]
     assert client.read(nodeid, 0, 3) == bytes(3)
     master.close()
     client.close()
@@ -206,15 +206,15 @@ def test_adding_devices(box: Box) -> None:
     volume = box.open()
     box.away = {UUIDS[0]}
     with pytest.raises(DeviceError, match="away"):
-        volume.add_device(UUIDS[0], box.attach)
+        volume.add_device(UUIDS[0], "/dev/dax")
     assert volume.namespace.replayed == 0
     box.away.clear()
-    added = volume.add_device(UUIDS[0], box.attach)
+    added = volume.add_device(UUIDS[0], "/dev/dax")
     assert (added.index, added.size, added.state) == (1, 8 * GIB, DeviceState.ATTACHED)
     with pytest.raises(ExistsError, match="part of the file system already"):
-        volume.add_device(UUIDS[0], box.attach)
+        volume.add_device(UUIDS[0], "/dev/dax")
     with pytest.raises(ExistsError, match="part of the file system already"):
-        volume.add_device(volume.superblock.device_uuid, box.attach)
+        volume.add_device(volume.superblock.device_uuid, "/dev/dax")
     assert volume.statistics().capacity == 16 * GIB
     other = box.open(UUID(int=5))
     assert other.namespace.replayed == 1
@@ -226,7 +226,7 @@ def test_adding_devices(box: Box) -> None:
 def test_growing_file_moves_to_another_device(box: Box) -> None:
     """Its bytes go with it, and what a predecessor reserved is found by whoever takes over."""
     volume = box.open()
-    volume.add_device(UUIDS[0], box.attach)
+    volume.add_device(UUIDS[0], "/dev/dax")
     new = Provisional(volume)
     nodeid = new.create(1, b"grows", 0o644, 0, 0)
     new.grow(nodeid, 3 * UNIT)
@@ -248,7 +248,7 @@ def test_growing_file_moves_to_another_device(box: Box) -> None:
 
 def test_superblock_of_a_further_device_is_no_place_for_files(box: Box) -> None:
     volume = box.open()
-    volume.add_device(UUIDS[0], box.attach)
+    volume.add_device(UUIDS[0], "/dev/dax")
     place(volume, b"bad", 5, Fmap((Extent(1, 0, UNIT),)))
     volume.close()
     again = box.open()
@@ -289,7 +289,7 @@ def test_golden_image_with_devices(golden_image: Callable[[str, Path], Path], tm
     facts = [UUID(f"a0a1a2a3-a4a5-46a7-a8a9-aaabacad000{n}") for n in (3, 4)]
     asked = []
 
-    def attach(uuid: UUID) -> Attached:
+    def attach(uuid: UUID, hint: str | None = None) -> Attached:
         asked.append(uuid)
         raise DeviceError("away")
 
