@@ -21,6 +21,7 @@ from famfs_server.fuse.counters import OPCODES, SAMPLED
 from famfs_server.fuse.filesystem import DOTDOT, Attributes, FileSystem, errno_of, refusal
 from famfs_server.fuse.fmap_replies import FmapReplies
 from famfs_server.fuse.listing import WINDOW, Window
+from famfs_server.fuse.planes import ALWAYS, FAST
 from famfs_server.fuse.session import Session
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.provisional import FIRST_PROVISIONAL
@@ -33,47 +34,6 @@ Handler = Callable[[int, int, int], None]
 _BODY: Final = abi.IN_HEADER.size
 NO_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
 """Requests that nothing may answer."""
-
-ALWAYS: Final = frozenset(
-    {
-        Opcode.READDIR,
-        Opcode.FALLOCATE,
-        Opcode.LSEEK,
-        Opcode.COPY_FILE_RANGE,
-        Opcode.COPY_FILE_RANGE_64,
-        Opcode.IOCTL,
-        Opcode.TMPFILE,
-        Opcode.INTERRUPT,
-        Opcode.STATX,
-        Opcode.SYNCFS,
-        Opcode.FLUSH,
-    }
-)
-"""Answered here with the fast path off too, because pyfuse3 has no handler for them (decisions 8)."""
-
-FAST: Final = frozenset(
-    {
-        Opcode.LOOKUP,
-        Opcode.FORGET,
-        Opcode.BATCH_FORGET,
-        Opcode.GETATTR,
-        Opcode.SETATTR,
-        Opcode.OPEN,
-        Opcode.RELEASE,
-        Opcode.READ,
-        Opcode.WRITE,
-        Opcode.OPENDIR,
-        Opcode.READDIRPLUS,
-        Opcode.RELEASEDIR,
-        Opcode.MKDIR,
-        Opcode.CREATE,
-        Opcode.STATFS,
-        Opcode.FSYNC,
-        Opcode.GETXATTR,
-        Opcode.LISTXATTR,
-    }
-)
-"""Answered here unless the fast path is off."""
 
 _SHORTEST: Final[dict[int, int]] = {
     Opcode.LOOKUP: 2,

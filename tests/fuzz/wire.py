@@ -27,7 +27,8 @@ from famfs_server.fuse import abi, dialects
 from famfs_server.fuse.abi import Opcode
 from famfs_server.fuse.filesystem import FileSystem, Settings
 from famfs_server.fuse.fmap_replies import FmapReplies
-from famfs_server.fuse.requests import ALWAYS, FAST, RequestPlane
+from famfs_server.fuse.planes import ALWAYS, FAST
+from famfs_server.fuse.requests import RequestPlane
 from famfs_server.fuse.session import Session
 from famfs_server.volume import check
 from famfs_server.volume.provisional import FIRST_PROVISIONAL

@@ -242,7 +242,7 @@ class FakeKernel:
         self.one_by_one: list[int] = []
         """Requests of which the server reads one when it has answered the one before."""
         self._answered_before = 0
-        self._buffer = bytearray(8 << 20)
+        self._buffer = bytearray(FMAP_LIMIT + PAGE)
         self._nodeids: dict[bytes, int] = {}
         self._live: dict[int, list[tuple[int, int, int]]] = {}
 
@@ -332,12 +332,27 @@ class FakeKernel:
             return False
         # Replies first: what an ioctl may do depends on how INIT was answered.
         if self._fuse in ready:
-            self._take(bytes(memoryview(self._buffer)[: self._fuse.recv_into(self._buffer)]))
+            self._take(self._next())
         elif self._ioctls in ready:
             self._answer_ioctl()
         elif self._opens in ready:
             self._answer_open()
         return bool(ready)
+
+    def _next(self) -> bytes:
+        """The next message: a datagram, or as many bytes of a stream as its header says."""
+        whole = memoryview(self._buffer)
+        if self._fuse.type != socket.SOCK_STREAM:
+            return bytes(whole[: self._fuse.recv_into(whole)])
+        have, want = 0, OUT_HEADER.size
+        while have < want:
+            count = self._fuse.recv_into(whole[have:want])
+            if not count:
+                raise TwinViolation("the server is gone in the middle of a reply" if have else "the server is gone")
+            have += count
+            if have == OUT_HEADER.size:
+                want = max(OUT_HEADER.unpack_from(whole)[0], have)
+        return bytes(whole[:have])
 
     def require_silence(self, seconds: float = 0) -> None:
         """Take in notifications; anything else that comes without having been asked for is a violation."""

@@ -182,13 +182,15 @@ class Twin:
         log: Path | None = None,
         push: bool = True,
         famfs_mode: bool = False,
+        stream: bool = False,
         **kernel: Any,
     ) -> None:
         """Start a server with the mount options `words` and the host's UUID; `kernel` goes to FakeKernel.
 
         `push` off makes it leave out the registration of its device. `famfs_mode`: it may not map its device.
+        `stream`: replies have no limit of length, and no request may be sent before the last one is answered.
         """
-        ours, theirs = _pair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) if stream else _pair()
         our_ioctls, their_ioctls = _pair()
         our_opens, their_opens = _pair()
         self._messages, their_messages = _pair()

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from famfs_server.errors import MediaError
+from famfs_server.omf import append, layout, log
+from famfs_server.omf.log import Fmap
 from famfs_server.volume.space import Interleave
 from famfs_server.volume.volume import NewFile, Volume
-from tests.twin import trees
+from tests.twin import maps, trees
 from tests.twin.kernel import Device, FakeKernel, Inode
-from tests.twin.maps import Dialect
+from tests.twin.maps import PMD, Dialect
 from tests.twin.server import Refused, Twin, mounted
 from tests.twin.trees import File, Tree
 
@@ -151,3 +153,37 @@ def test_push_kernel_of_unknown_text(
             opened = kernel.open(kernel.resolve(path))
             assert opened.inode.map is not None
             assert not opened.inode.map.striped
+
+
+@pytest.mark.parametrize("chunks", [170, 174_763, 349_525, 699_049, 699_050])
+def test_maps_up_to_the_kernels_limit(chunks: int, tmp_path: Path, rng: random.Random) -> None:
+    """Asked for with a page, then with exactly what it takes, up to 16 MiB in one reply; one extent more is refused."""
+    end = layout.LOG_OFFSET + trees.LOG_LENGTH
+    size = chunks * PMD - 5
+    image = tmp_path / "dax.img"
+    device = trees.empty(image, 2 << 40)
+    strips = -(-chunks // 2) * PMD
+    places = (end, end + strips + 7 * PMD)
+    fmap = Fmap(tuple(log.Extent(0, place, strips) for place in places), PMD)
+    entry = log.build_file(0, b"large", size=size, mode=0o644, uid=0, gid=0, fmap=fmap)
+    append.run(append.append_steps(0, [entry]), device.memory())
+    device.close()
+    twin = Twin(image, Dialect.PUSH, words=("dialect=push",), host=trees.MASTER, stream=True)
+    kernel = twin.mount()
+    nodeid = kernel.resolve(b"large").nodeid
+    if chunks > 699_049:
+        with pytest.raises(OSError, match="Operation not supported"):
+            kernel.fetch_fmap(nodeid)
+    else:
+        payload = kernel.fetch_fmap(nodeid)
+        assert len(payload) == 32 + 24 * chunks <= 16 << 20
+        assert maps.HEADER.unpack_from(payload)[5] == len(payload)
+        found = maps.parse(Dialect.PUSH, payload)
+        assert (found.size, len(found.extents)) == (size, chunks)
+        for offset in (0, size - 1, *(rng.randrange(size) for _ in range(1000))):
+            chunk, inside = divmod(offset, PMD)
+            assert found.resolve(offset, 1).offset == places[chunk % 2] + chunk // 2 * PMD + inside
+        assert kernel.fetch_fmap(nodeid) == payload
+    assert kernel.resolve(b"large").size == size
+    assert twin.end() == 0
+    image.unlink()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from famfs_server.fuse.requests import ALWAYS, FAST
+from famfs_server.fuse.planes import ALWAYS, FAST
 from tests.twin import trees
 from tests.twin.kernel import ATTR, ATTR_HEAD, DIRENT, ENTRY_HEAD, OPEN_OUT, Attr, Exchange, FakeKernel, Op
 from tests.twin.maps import PMD, Dialect
