@@ -244,6 +244,8 @@ def test_a_client_of_the_volume_cannot_create(tmp_path: Path) -> None:
     try:
         with pytest.raises(errors.RoleError):
             server.client.mkdir(b"d", 0o755, 0, 0)
+        with pytest.raises(errors.RoleError):
+            put(server, (b"f", b"data"))
     finally:
         server.close()
 
@@ -514,6 +516,23 @@ def test_uploads_that_are_refused(server: Server) -> None:
     assert server.is_well()
     assert contents(server) == {}
     assert not server.volume.being_made
+
+
+def test_uploads_that_find_no_room_or_a_bad_path(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = server.volume.space.free
+    for path, error in (
+        (b"../f", errors.PathError),
+        (b".meta/f", errors.PathError),
+        (b"/f", errors.PathError),
+        (b"x" * 80, errors.NameTooLongError),
+    ):
+        with pytest.raises(error):
+            put(server, (path, b"data"))
+    monkeypatch.setattr(server.volume, "last_index", 1)
+    with pytest.raises(errors.LogFullError):
+        put(server, (b"a", b"data"), (b"b", b"data"), (b"c", b"data"))
+    assert put(server, (b"a", b"data"), (b"b", b"data")) == [16, 17]
+    assert server.volume.space.free == free - 2 * layout.ALLOC_UNIT
 
 
 def test_room_in_the_log_is_kept_for_files_on_their_way(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
