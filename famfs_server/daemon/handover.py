@@ -49,6 +49,8 @@ class Held:
     """Whether standard input and output were given back."""
     meta: OwnFiles | None
     """The open superblock and log of a device in famfs mode."""
+    further: dict[UUID, DaxDevice]
+    """The devices beyond the first that are open."""
 
     @property
     def descriptors(self) -> dict[str, int]:
@@ -59,7 +61,7 @@ class Held:
         named = dict(zip(_NAMES, numbers, strict=True))
         if self.meta is not None:
             named |= zip(META_NAMES, (self.meta.files.superblock, self.meta.files.log), strict=True)
-        return named
+        return named | {_device_name(uuid): device.fd for uuid, device in self.further.items()}
 
     @property
     def release(self) -> dict[str, int]:
@@ -70,18 +72,12 @@ class Held:
 
     def document(self, **more: Any) -> dict[str, Any]:
         """The document; `more` is for whoever hands over to itself."""
-        device = self.device
         return {
             "version": VERSION,
             "layouts": {"record": RECORD_LAYOUT, "namespace": IDENTITY},
             "options": mount_options.encode(self.options),
-            "device": {
-                "path": device.path,
-                "mode": device.mode.name,
-                "size": device.size,
-                "align": device.align,
-                "writable": device.writable,
-            },
+            "device": _facts(self.device),
+            "further": {str(uuid): _facts(device) for uuid, device in self.further.items()},
             "host": None if self.host is None else str(self.host),
             "max_write": self.session.max_write,
             "run_directory": os.fspath(self.run_directory),
@@ -102,17 +98,9 @@ class Held:
             raise HandoverError(f"the predecessor's descriptors are not complete: {', '.join(missing)} is not there")
         fuse, record, namespace, libfuse, channel, device = (descriptors[name] for name in _NAMES)
         try:
-            found = document["device"]
             return cls(
                 mount_options.decode(document["options"]),
-                DaxDevice(
-                    found["path"],
-                    device,
-                    Mode[found["mode"]],
-                    found["size"],
-                    found["align"],
-                    writable=found["writable"],
-                ),
+                _device(document["device"], device),
                 None if document["host"] is None else UUID(document["host"]),
                 Session(
                     fuse,
@@ -127,9 +115,32 @@ class Held:
                 document["device_number"],
                 document["background"],
                 _own_files(document["meta"], descriptors),
+                {
+                    UUID(uuid): _device(facts, descriptors[_device_name(UUID(uuid))])
+                    for uuid, facts in document["further"].items()
+                },
             )
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise HandoverError(f"the predecessor's state makes no sense: {error!r}") from error
+
+
+def _device_name(uuid: UUID) -> str:
+    return f"device.{uuid}"
+
+
+def _facts(device: DaxDevice) -> dict[str, Any]:
+    return {
+        "path": device.path,
+        "mode": device.mode.name,
+        "size": device.size,
+        "align": device.align,
+        "writable": device.writable,
+    }
+
+
+def _device(facts: dict[str, Any], descriptor: int) -> DaxDevice:
+    mode = Mode[facts["mode"]]
+    return DaxDevice(facts["path"], descriptor, mode, facts["size"], facts["align"], writable=facts["writable"])
 
 
 def _own_files(described: dict[str, Any] | None, descriptors: dict[str, int]) -> OwnFiles | None:
@@ -157,7 +168,8 @@ def check(document: dict[str, Any]) -> None:
             )
         mount_options.decode(document["options"])
         negotiated(document["agreed"])
-        Mode[document["device"]["mode"]]
+        for facts in (document["device"], *document["further"].values()):
+            Mode[facts["mode"]]
     except (KeyError, TypeError, ValueError) as error:
         raise HandoverError(f"the running server's state makes no sense here: {error!r}") from error
     except HandoverError:

@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 
 PROBE_SECONDS = 60.0
 PULSE_SECONDS = 1.0
+PATIENCE_MICROSECONDS = 60_000_000
+"""How much longer a service manager shall wait for a start, whenever a replay has moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Supervisor:
     _keepalive: int = -1
     _asker: Asker | None = None
     _leaving: bool = False
+    _replayed: int = 0
     devices: DeviceKeeper = field(init=False)
     """The devices beyond the first."""
 
@@ -137,6 +140,7 @@ class Supervisor:
         )
         self._begin()
         self._meta = held.meta
+        self.devices.open.update(held.further)
         if held.meta is not None:
             self._processes.close_in_children.append(held.meta.release)
         served = 0
@@ -200,6 +204,7 @@ class Supervisor:
             device_number,
             self.background,
             self._meta,
+            dict(self.devices.open),
         )
 
     def _keep(self, held: Held) -> None:
@@ -435,7 +440,8 @@ class Supervisor:
             if happened.stop and self._told_to_stop(held):
                 return
             if (asker := upgrades.due(happened, held)) is not None:
-                self._execute_successor(replace(held, meta=self._meta), served, asker)
+                now = replace(held, meta=self._meta, further=dict(self.devices.open))
+                self._execute_successor(now, served, asker)
 
     def _start_successor(self, held: Held) -> tuple[int, int]:
         """Start a worker that goes on where the last one stopped; its pid, and where it says that it serves."""
@@ -464,9 +470,13 @@ class Supervisor:
             self._asker = None
 
     def _tell_progress(self, session: Session) -> None:
+        """Say how far the replay is; as long as it moves, the service manager is not to lose patience."""
         done, expected = Namespace.progress_of(session.namespace)
-        if self.manager.present:
-            self.manager.status(f"replaying the log: {done} of {expected} entries" if expected else "mounting")
+        lines = [f"STATUS=replaying the log: {done} of {expected} entries" if expected else "STATUS=mounting"]
+        if done > self._replayed:
+            lines.append(f"EXTEND_TIMEOUT_USEC={PATIENCE_MICROSECONDS}")
+            self._replayed = done
+        self.manager.send(*lines)
 
     def _told_to_stop(self, held: Held) -> bool:
         """Unmount, and say whether there is nothing left to wait for."""

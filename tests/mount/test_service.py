@@ -111,7 +111,7 @@ def test_unmounting_empties_the_store(site: Site, device: Path, manager: Manager
     assert manager.messages.index("FDSTORE=1") < manager.messages.index("READY=1")
     unmounted(manager, place)
     assert wait_for(lambda: not manager.store)
-    assert manager.heard("STOPPING=1")
+    assert wait_for(lambda: manager.heard("STOPPING=1"))
     started(manager, *service(device, place))
     assert succeed("cat", place / "hello") == "hello, world\n"
     unmounted(manager, place)
@@ -148,7 +148,7 @@ def test_upgrade_of_a_service(site: Site, device: Path, manager: Manager) -> Non
     assert done.returncode == 0, done.stderr
     assert manager.process is not None
     assert str(manager.process.pid) in done.stdout
-    assert manager.heard("READY=1")
+    assert wait_for(lambda: manager.heard("READY=1"))
     killed(manager)
     started(manager, *service(device, place))
     assert succeed("cat", place / "hello") == "hello, world\n"

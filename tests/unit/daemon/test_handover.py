@@ -27,6 +27,8 @@ OPTIONS = (
     "daxdev=0b0b0b0b-0102-4304-8506-0708090a0b0c=/dev/dax1.0,shadow=/x",
 )
 
+FURTHER = UUID("0d0d0d0d-0102-4304-8506-0708090a0b0c")
+
 
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[Held]:
@@ -38,7 +40,9 @@ def held(tmp_path: Path) -> Iterator[Held]:
     meta = OwnFiles(MetaFiles(os.memfd_create("a"), os.memfd_create("b"), 8 << 20, True, *os.pipe()[:1]), os.pipe()[1])
     options = parse_options(device.path, "/mnt/famfs", OPTIONS)
     agreed = Negotiated(b"init bytes", decision)
-    yield Held(options, device, UUID(MASTER_UUID), session, tmp_path, agreed, 42, True, meta)
+    further = {FURTHER: DaxDevice.open(str(format_device(tmp_path / "further")))}
+    yield Held(options, device, UUID(MASTER_UUID), session, tmp_path, agreed, 42, True, meta, further)
+    further[FURTHER].close()
     device.close()
 
 
@@ -59,8 +63,10 @@ def test_nothing_is_lost(held: Held) -> None:
     again = Held.restore(transferred(held), copies(held))
     for name in ("options", "host", "run_directory", "agreed", "device_number", "background"):
         assert getattr(again, name) == getattr(held, name)
+    assert again.further.keys() == {FURTHER}
     for name in ("path", "mode", "size", "align", "writable"):
         assert getattr(again.device, name) == getattr(held.device, name)
+        assert getattr(again.further[FURTHER], name) == getattr(held.further[FURTHER], name)
     assert again.session.max_write == held.session.max_write
     assert again.meta is not None
     assert held.meta is not None
