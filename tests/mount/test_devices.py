@@ -143,6 +143,17 @@ def test_takeover(mount: Mount) -> None:
     assert [row["state"] for row in devices_of(mount)] == ["attached"] * 3
 
 
+def test_upgrade_keeps_them_open(mount: Mount, three: Three) -> None:
+    away = three.further[0].with_suffix(".away")
+    three.further[0].rename(away)
+    try:
+        done = mount.host.run(BIN / "famfs", "upgrade", mount.path)
+        assert done.returncode == 0, done.stderr
+        assert client(SAME, mount / "striped") is True
+    finally:
+        away.rename(three.further[0])
+
+
 def test_new_files_are_striped_over_all_devices(mount: Mount) -> None:
     done = mount.host.run(BIN / "famfs", "creat", "-r", "-S", "7", "-s", "12m", "-N", "3", "-B", "4", mount / "new")
     assert done.returncode == 0, done.stderr
