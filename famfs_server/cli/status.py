@@ -14,6 +14,7 @@ from famfs_server.daemon.control_client import ControlClient
 from famfs_server.errors import FamfsError, MountError
 from famfs_server.fuse import mountapi
 from famfs_server.sizes import human_size
+from famfs_server.volume.check import printable
 
 Status = Mapping[str, Any]
 
@@ -106,7 +107,9 @@ def render(status: Status, before: Status | None = None) -> Iterator[str]:
     entries, space = status["log"], status["space"]
     part = _percent(entries["entries"], entries["capacity"])
     yield f"  log {entries['entries']} of {entries['capacity']} entries{part}"
-    if entries["behind"]:
+    if entries["behind"] is None:
+        yield "  FAULTY memory under the log: it cannot be read; names that are not known are EIO"
+    elif entries["behind"]:
         yield f"  {entries['behind']} entries of the log are not read yet"
     yield f"  {status['files']} files, {status['directories']} directories, {status['not_logged_yet']} not logged yet"
     used = space["capacity"] - space["free"]
@@ -119,6 +122,9 @@ def render(status: Status, before: Status | None = None) -> Iterator[str]:
         yield f"  {number} entries not shown: {fault.replace('_', ' ')}"
     if status["damage"]:
         yield f"  DAMAGED at log entry {status['damage']['index']}: {status['damage']['what']}"
+    if faulty := status["faulty"]["files"]:
+        paths = ", ".join(printable(path) for path in status["faulty"]["paths"])
+        yield f"  FAULTY memory under {faulty} files: {paths}{', …' if faulty > len(status['faulty']['paths']) else ''}"
     if status["lagging"]:
         yield f"  lagging: log entry {entries['entries']} of another host is not whole yet"
     if status["foreign_writer"]:

@@ -184,6 +184,10 @@ def set_up(level: int, fields: dict[str, str], *, background: bool) -> None:
         handler = StderrHandler()
     root.handlers[:] = [handler, RECENT]
     root.setLevel(level)
+    # trio says when it can accept nobody for want of descriptors.
+    library = logging.getLogger("trio")
+    library.handlers[:] = [handler, RECENT]
+    library.propagate = False
 
 
 def add_field(name: str, value: str) -> None:

@@ -20,6 +20,8 @@ from famfs_server.fuse.filesystem import FileSystem
 from famfs_server.volume.devices import describe
 from famfs_server.volume.volume import Volume
 
+_SHOWN_PATHS = 10
+
 
 def status(options: MountOptions, filesystem: FileSystem, channel: Channel, decision: Decision) -> dict[str, Any]:
     """The state of a mount, as JSON knows it. Sizes are in bytes, times in seconds."""
@@ -64,6 +66,10 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
         "lagging": volume.lagging,
         "foreign_writer": volume.foreign_writer,
         "not_logged_yet": len(volume.promised),
+        "faulty": {
+            "files": len(filesystem.faulty),
+            "paths": [os.fsdecode(volume.namespace.path(row)) for row in sorted(filesystem.faulty)[:_SHOWN_PATHS]],
+        },
         "local_changes": filesystem.namespace.local_changes,
         "requests": {
             "answered": record.answered,

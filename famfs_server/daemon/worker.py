@@ -264,8 +264,7 @@ async def _main(
             owner=options.control_uid,
             keep_log_level=record.keep_log_level,
         )
-        listener = await control.listen(assignment.run_directory, public=options.control_uid != 0)
-        nursery.start_soon(server.serve, listener)
+        nursery.start_soon(_serve_control, server, assignment.run_directory, options.control_uid != 0)
         if assignment.meta and isinstance(memory, PartialMemory):
             nursery.start_soon(_let_go, assignment.meta, memory)
         if options.poll:
@@ -276,6 +275,21 @@ async def _main(
             fullness.look(filesystem.volume)
             notifier.retry()
             await trio.sleep(BEAT_SECONDS)
+
+
+async def _serve_control(server: ControlServer, directory: Path, public: bool) -> None:
+    """Serve the control socket. Where it cannot be made, files are served without it until it can."""
+    said = False
+    while True:
+        try:
+            listener = await control.listen(directory, public=public)
+        except OSError as error:
+            if not said:
+                log.error("there is no control socket in %s: %s; trying again", directory, error.strerror)
+            said = True
+            await trio.sleep(BEAT_SECONDS)
+        else:
+            await server.serve(listener)
 
 
 async def _let_go(meta: MetaFiles, memory: PartialMemory) -> None:

@@ -10,13 +10,14 @@ import os
 import stat
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
-from famfs_server.errors import FamfsError
+from famfs_server.errors import DeviceFaultError, FamfsError
 from famfs_server.fuse.abi import OpenFlag, SetattrValid, inval_entry, inval_inode
 from famfs_server.omf import layout
 from famfs_server.volume import namespace as ns
@@ -104,7 +105,10 @@ class FileSystem:
         self._own_times = self.namespace.local_changes > 0
         self._refreshing = threading.Lock()
         self._reported = volume.stop
+        self._log_fails = False
         self._hinted: set[int] = set()
+        self.faulty: Counter[int] = Counter()
+        """Namespace rows of files whose memory could not be accessed, with how often."""
         self._told = tree.published
         """Up to which entry the kernel has been told of directories that gained some."""
 
@@ -135,7 +139,17 @@ class FileSystem:
         """Replay what the log has gained, and say whether there was anything (design, "No stale misses")."""
         volume = self.volume
         self._require_log()
-        if not volume.stale():
+        try:
+            stale = volume.stale()
+        except DeviceFaultError as error:
+            if not self._log_fails:
+                log.error("%s: the log cannot be read, names that are not known are EIO: %s", volume.device, error)
+            self._log_fails = True
+            raise
+        if self._log_fails:
+            log.warning("%s: the log can be read again", volume.device)
+        self._log_fails = False
+        if not stale:
             return False
         with self._refreshing:
             volume.refresh()
@@ -402,7 +416,29 @@ class FileSystem:
 
     def views(self, nodeid: int, offset: int, length: int) -> list[memoryview]:
         """File bytes as views of device memory (`Volume.views`)."""
-        return self.volume.views(self.require_file(nodeid), offset, length)
+        try:
+            return self.volume.views(self.require_file(nodeid), offset, length)
+        except DeviceFaultError:
+            self.memory_fails(nodeid)
+            raise
+
+    def read(self, nodeid: int, offset: int, length: int) -> bytes:
+        """A copy of file bytes (`Volume.read`)."""
+        try:
+            return self.volume.read(self.require_file(nodeid), offset, length)
+        except DeviceFaultError:
+            self.memory_fails(nodeid)
+            raise
+
+    def memory_fails(self, nodeid: int) -> None:
+        """Remember for status that memory of a file could not be accessed; it is logged once for each file."""
+        row = self.row(nodeid)
+        if row not in self.faulty:
+            log.error(
+                "%s: its memory cannot be accessed: poisoned, truncated or no longer bound; see the kernel log",
+                os.fsdecode(self.namespace.path(row)),
+            )
+        self.faulty[row] += 1
 
     def write(self, nodeid: int, offset: int, data: memoryview) -> int:
         """Store file bytes. A file that is not logged grows; in others, fewer bytes than asked for are stored at the
@@ -414,7 +450,11 @@ class FileSystem:
             self.made.grow(nodeid, offset + len(data), offset)
         elif offset >= self.namespace.size[row] and len(data):
             raise refusal(errno.EFBIG)
-        return self.volume.write(row, offset, data)
+        try:
+            return self.volume.write(row, offset, data)
+        except DeviceFaultError:
+            self.memory_fails(nodeid)
+            raise
 
     def fsync(self, nodeid: int) -> None:
         """Write the file's cache lines back to memory, where other hosts see them; a new file is logged first."""
@@ -507,5 +547,8 @@ def errno_of(error: BaseException) -> int:
         return error.errno
     if isinstance(error, OSError) and error.errno:
         return min(error.errno, 511)
+    if isinstance(error, MemoryError):
+        log.error("there is no memory left for a request")
+        return errno.ENOMEM
     log.error("a request failed in a way that nobody foresaw", exc_info=error)
     return errno.EIO

@@ -163,7 +163,7 @@ class FamfsOperations(pyfuse3.Operations):
 
     @_answered
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return self._fs.volume.read(self._fs.require_file(fh), off, size)
+        return self._fs.read(fh, off, size)
 
     @_answered
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:

@@ -346,6 +346,8 @@ class RequestPlane:
         try:
             os.writev(self._fuse, [abi.OUT_HEADER.pack(16 + total, 0, unique), *views])
         except OSError as error:
+            if error.errno == errno.EFAULT:
+                self._fs.memory_fails(nodeid)
             if error.errno != errno.ENOENT:
                 raise refusal(errno.EIO) from error
 

@@ -281,10 +281,10 @@ def _stored_path(memory: DeviceMemory, index: int) -> str:
             stored = entry["mkdir"]["md_relpath"]
         case _:
             return ""
-    return _printable(stored.tobytes().split(b"\0", 1)[0].decode("utf-8", "backslashreplace"))
+    return printable(stored.tobytes().split(b"\0", 1)[0].decode("utf-8", "backslashreplace"))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text from the media that cannot move a terminal's cursor."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
@@ -411,7 +411,7 @@ def render(report: Report, *, human: bool = False, verbose: int = 0) -> Iterator
     yield f"  owner's system UUID:  {superblock.system_uuid}"
     yield f"  role of this host:    {'Owner' if report.role is Role.MASTER else 'Client'}"
     yield f"  allocation unit:      {size(superblock.alloc_unit)}"
-    yield f"  device when made:     {_printable(superblock.device_path)}"
+    yield f"  device when made:     {printable(superblock.device_path)}"
     if verbose:
         yield f"  log_len               {header.length}"
         yield f"  log offset            {superblock.log_offset}"

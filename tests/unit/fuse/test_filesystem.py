@@ -585,3 +585,8 @@ def test_what_takes_long(master: FileSystem) -> None:
     assert master.takes_long(node, 1 << 30, (1 << 30) - 5)
     assert not master.flushes_long(logged)
     assert master.flushes_long(master.volume.create(NewFile(b"large", LONG + 1, 0o644, 0, 0)))
+
+
+def test_memory_that_runs_short_is_said_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert errno_of(MemoryError()) == errno.ENOMEM
+    assert caplog.messages == ["there is no memory left for a request"]
