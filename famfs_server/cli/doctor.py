@@ -152,7 +152,7 @@ def _dax(system: System) -> Finding:
 
 def examine_device(path: str, system: System) -> Iterator[Finding]:
     """What a mount of one device needs."""
-    from famfs_server.dax.device import DaxDevice
+    from famfs_server.dax.device import DaxDevice, Mode
 
     name = os.path.basename(os.path.realpath(path))
     try:
@@ -179,8 +179,25 @@ def examine_device(path: str, system: System) -> Iterator[Finding]:
         return
     with device:
         kind = "a file that stands for a device" if stat.S_ISREG(found.st_mode) else f"in {device.mode.value} mode"
+        if device.mode is Mode.FSDEV:
+            yield famfs_mode(path, system)
+            return
         yield Finding("device", GOOD, f"{path}, {kind}, {device.size} bytes")
         yield from _content(device, path)
+
+
+def famfs_mode(path: str, system: System) -> Finding:
+    """What can be said of a device in famfs mode: its bytes are seen through a mount alone."""
+    from famfs_server.fuse.dialects import kallsyms_evidence
+
+    if kallsyms_evidence(system.path("proc/kallsyms")) is False:
+        return Finding(
+            "driver",
+            BAD,
+            f"{path} is in famfs mode, which only a kernel with famfs can use, and this one is none",
+            f"famfs mount -o daxmode=devdax {path} …, or daxctl reconfigure-device -m devdax {os.path.basename(path)}",
+        )
+    return Finding("device", GOOD, f"{path}, in famfs mode; what is on it is seen when it is mounted")
 
 
 def _content(device: "DaxDevice", path: str) -> Iterator[Finding]:

@@ -104,6 +104,17 @@ def test_another_version_and_a_foreign_owner(device: Device, tmp_path: Path, mon
     assert "tools that made it" in finding.mend
 
 
+def test_famfs_mode_needs_a_famfs_kernel(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    symbols = tmp_path / "proc/kallsyms"
+    symbols.write_text("0000000000000000 t fuse_file_open\t[fuse]\n")
+    finding = doctor.famfs_mode("/dev/dax0.0", System(tmp_path))
+    assert finding.state == BAD
+    assert "-m devdax dax0.0" in finding.mend
+    symbols.unlink()
+    assert doctor.famfs_mode("/dev/dax0.0", System(tmp_path)).state == GOOD
+
+
 def test_the_command(device: Device, tmp_path: Path) -> None:
     good = conform(run("famfs", "doctor", "--json", device.path).out, "doctor")
     assert good["ready"] or os.geteuid() != 0
