@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents refer to exists: tests, other documents, pictures and schemas."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from famfs_server.cli.commands import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+
+
+def test_every_test_that_compatibility_names_exists() -> None:
+    text = (ROOT / "docs/compatibility.md").read_text()
+    named = re.findall(r"(tests/\S+\.py)::(\w+)", text)
+    assert len(named) > 60
+    for path, name in named:
+        assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith(("| reference", "| step")):
+            assert re.search(r"\| (works|differs|not applicable)", line), line
+            assert "::test_" in line, line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_that_are_named_exist(document: Path) -> None:
+    for name in re.findall(r"\bdocs/[\w-]+\.md", document.read_text()):
+        assert (ROOT / name).exists(), name
+
+
+def test_commands_of_the_reference_are_there() -> None:
+    names = {"mount", "fsck", "check", "mkdir", "cp", "creat", "flush", "verify", "mkmeta", "logplay", "getmap"}
+    assert names | {"clone", "chkread"} <= set(COMMANDS)
