@@ -24,6 +24,8 @@ from famfs_server.volume.volume import NewFile, Volume
 from memories import HOST, LOG_LENGTH, CrashMemory, PowerCutError
 
 LONG = bool(os.environ.get("FAMFS_TEST_LONG"))
+pytestmark = pytest.mark.timeout(900 if LONG else 120)
+
 CLIENTS = (UUID(int=7), UUID(int=8))
 NAMES = (b"a", b"b", b"c", b"d/a", b"d/b", b"d/e/a", b"e", b"d", b"d/e", b"f\xff")
 APPEND_STEPS = 14
@@ -337,4 +339,4 @@ class Hosts(RuleBasedStateMachine):
 
 
 TestHosts = Hosts.TestCase
-TestHosts.settings = settings(max_examples=60 if not LONG else 600, stateful_step_count=30)
+TestHosts.settings = settings(max_examples=40 if not LONG else 600, stateful_step_count=30)
