@@ -21,6 +21,8 @@ from struct import Struct
 from typing import Protocol
 from uuid import UUID
 
+import prctl
+
 from famfs_server import privileges
 from famfs_server.daemon import worker
 from famfs_server.daemon.locking import lock_for_writing
@@ -58,6 +60,7 @@ def serve_meta(session: Session, options: MountOptions, device: DaxDevice, messa
 
     The message is that of `worker.run`. The length of the log comes through `lengths`, before anybody asks for it.
     """
+    prctl.set_name("famfs-bootstrap")
     try:
         plane = _negotiate(session, options, device, messages, LogLength(lengths))
     except FamfsError as error:
@@ -173,6 +176,7 @@ def ask_meta(
     announce: Callable[[int], None],
 ) -> int:
     """`open_meta` in a process of its own, which hands over what came of it through `channel`; its exit status."""
+    prctl.set_name("famfs-opener")
     try:
         files = open_meta(mount, device, host, read_only=read_only, announce=announce)
     except FamfsError as error:
