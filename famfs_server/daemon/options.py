@@ -72,6 +72,8 @@ class MountOptions:
     require_all_daxdevs: bool = False
     poll: float = 1.0
     """Seconds between looks at the log that no request asked for; 0: none."""
+    alloc_cfg: str | None = None
+    """The file that says how new files are striped; None: they are contiguous."""
     control_uid: int = 0
     """The user who may use the control socket like root."""
     debug: bool = False
@@ -215,6 +217,12 @@ def _poll(options: MountOptions, value: str) -> MountOptions:
     return replace(options, poll=_seconds("poll", value))
 
 
+def _alloc_cfg(options: MountOptions, value: str) -> MountOptions:
+    if not value.startswith("/"):
+        raise UsageError(f"mount option alloc_cfg={value}: the path must be absolute")
+    return replace(options, alloc_cfg=value)
+
+
 def _control_uid(options: MountOptions, value: str) -> MountOptions:
     if not (value.isascii() and value.isdigit() and len(value) < 11 and int(value) <= _LARGEST_UID):
         raise UsageError(f"mount option control_uid={value}: use the number of a user")
@@ -266,6 +274,7 @@ _VALUES: dict[str, Callable[[MountOptions, str], MountOptions]] = {
     "cache": _cache,
     "timeout": _timeout,
     "poll": _poll,
+    "alloc_cfg": _alloc_cfg,
     "control_uid": _control_uid,
     "dialect": _dialect,
     "daxdev": _daxdev,

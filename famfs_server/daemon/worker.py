@@ -44,6 +44,7 @@ from famfs_server.fuse.filesystem import DAY, FileSystem, Settings
 from famfs_server.fuse.notifier import Notifier, send_all
 from famfs_server.fuse.operations import FamfsOperations
 from famfs_server.fuse.session import Session
+from famfs_server.volume.alloc_config import AllocConfig
 from famfs_server.volume.devices import DeviceTable, describe
 from famfs_server.volume.volume import Volume
 
@@ -187,6 +188,7 @@ def _serve(assignment: Assignment) -> int:
         channel.resume(takeover.init)
         decision = takeover.decision
     _restrict_new_files(volume.table, decision)
+    _default_striping(volume, assignment)
     settings = Settings(
         shadow=os.fsencode(assignment.run_directory),
         timeout=DAY if options.timeout is None else int(options.timeout),
@@ -340,6 +342,17 @@ def _attach_devices(volume: Volume, assignment: Assignment) -> None:
         raise DeviceError(f"require_all_daxdevs: {'; '.join(describe(device) for device in incomplete)}")
     for device in incomplete:
         log.warning("%s: %s; files on it are EIO", volume.device, describe(device))
+
+
+def _default_striping(volume: Volume, assignment: Assignment) -> None:
+    """Follow the file that says how new files are striped. Raises UsageError where the first mount finds it wrong."""
+    path = assignment.options.alloc_cfg
+    if path is None:
+        return
+    config = AllocConfig(Path(path), volume.superblock.device_size, volume.superblock.alloc_unit)
+    if not assignment.successor:
+        config()
+    volume.default_interleave = config
 
 
 def _restrict_new_files(table: DeviceTable, decision: Decision) -> None:

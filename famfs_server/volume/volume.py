@@ -140,6 +140,8 @@ class Volume:
         """Names (parent, name) of files that are reserved: their space is being filled, and they are not logged yet."""
         self.promised: dict[tuple[int, bytes], int] = {}
         """Names (parent, name) that belong to files which are not logged yet, to their provisional nodeids."""
+        self.default_interleave: Callable[[], Interleave | None] = lambda: None
+        """The striping of files for which none is asked for. Raises UsageError."""
         self.lock = threading.RLock()
         self._state = state
         if state is not None and Namespace.volume_of(state) not in (0, self._number):
@@ -450,6 +452,8 @@ class Volume:
             for new in files:
                 if new.size <= 0:
                     raise PathError(f"{new.path.decode(errors='replace')}: a famfs file cannot be empty")
+            if any(new.interleave is None for new in files) and (default := self.default_interleave()):
+                files = [new if new.interleave else new._replace(interleave=default) for new in files]
             maps = self.space.allocate_many([(new.size, new.interleave) for new in files])
             self.being_made.update(places)
         return Reservation(self, files, maps, places)

@@ -249,3 +249,26 @@ def test_adding_a_device_to_a_mount(site: Site, memory_folder: Path) -> None:
         assert devices_of(other)[1]["state"] == "missing"
     with site.mounted(primary, f"daxdev={uuid}={added}", host=CLIENT_UUID) as other:
         assert other.host.run(BIN / "famfs", "verify", "-S", "5", "-f", other / "new").returncode == 0
+
+
+def test_striping_of_files_for_which_none_is_asked_for(site: Site, memory_folder: Path) -> None:
+    device, config = format_device(memory_folder / "device"), site.directory / "alloc.cfg"
+    config.write_text("interleaved_alloc: {nbuckets: 4, nstrips: 9}")
+    refused = site.host().mount(device, site.place("refused"), f"alloc_cfg={config}", "fmap=never")
+    assert refused.returncode != 0
+    assert refused.stderr == f"mount.famfs: {config}: 9 strips need as many buckets, not 4\n"
+    config.write_text("interleaved_alloc: {nbuckets: 4, nstrips: 3, chunk_size: 2M}")
+    with site.mounted(device, f"alloc_cfg={config}") as mount:
+        for number in range(2):
+            made = mount.host.run(BIN / "famfs", "creat", "-s", "8m", mount / f"f{number}")
+            assert made.returncode == 0, made.stderr
+            shown = mount.host.run(BIN / "famfs", "getmap", "--json", mount / f"f{number}").stdout
+            assert json.loads(shown)[0]["chunk_size"] == CHUNK
+            assert shown.count('"offset"') == 3
+            if not number:
+                os.kill(mount.process("worker"), signal.SIGKILL)
+                assert client("result = os.path.exists(arguments[0])", mount / "f0") is True
+        config.write_text("striped: please")
+        failed = mount.host.run(BIN / "famfs", "creat", "-s", "8m", mount / "f2")
+        assert failed.returncode != 0
+        assert "must hold one mapping" in failed.stderr
