@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,11 @@ TARGETS = ("test", "sysinit", "basic", "shutdown", "local-fs")
 """What units of their own depend on; the machine's would start everything that it has."""
 
 START = """
+set -e
+echo 0 >"$2/cgroup.procs"
+exec unshare --cgroup sh -c "$3" sh "$1"
+"""
+INSIDE = """
 set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -54,6 +60,24 @@ pytestmark = [
 ]
 
 
+def cgroups() -> Path:
+    """Where the machine's second version of control groups is mounted."""
+    lines = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+    found = next((place for _, place, kind, *_ in lines if kind == "cgroup2"), None)
+    if found is None:
+        pytest.skip("needs cgroup2")
+    return Path(found)
+
+
+def removed(folder: Path) -> bool:
+    """Whether a control group is gone; it may be busy for a moment after its last process."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
+
+
 class System:
     """A running systemd, with the units of famfs installed for one device."""
 
@@ -71,15 +95,21 @@ class System:
         dropin = units / "famfs@.service.d"
         dropin.mkdir()
         host = site.host()
-        words = [f"{name}={host.environment[name]}" for name in ("FAMFS_RUN_DIR", "FAMFS_SYSTEM_UUID_FILE")]
-        (dropin / "host.conf").write_text(f"[Service]\nEnvironment={' '.join(words)}\n")
+        variables = [f"{name}={host.environment[name]}" for name in ("FAMFS_RUN_DIR", "FAMFS_SYSTEM_UUID_FILE")]
+        (dropin / "host.conf").write_text(f"[Service]\nEnvironment={' '.join(variables)}\n")
         instance = succeed("systemd-escape", "-p", device).strip()
         (site.directory / f"{instance}.conf").write_text(f"MOUNT_POINT={place}\nOPTIONS=fmap=never\n")
         self.unit = f"famfs@{instance}.service"
-        unshare = ["unshare", "--mount", "--pid", "--cgroup", "--uts", "--ipc", "--fork", "--kill-child"]
+        # The root of what systemd sees of control groups: those of the machine are not its own.
+        self._cgroup = cgroups() / f"famfs-test-{os.getpid()}-{time.monotonic_ns()}"
+        self._cgroup.mkdir()
+        unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
         with self._log.open("wb") as log:
             self._outer = subprocess.Popen(
-                [*unshare, "sh", "-c", START, "sh", str(units)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*unshare, "sh", "-c", START, "sh", str(units), str(self._cgroup), INSIDE],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
         children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children")
         assert wait_for(lambda: bool(children.read_text().split()))
@@ -119,7 +149,9 @@ class System:
         """End systemd, and everything in its namespaces with it."""
         self._outer.kill()
         self._outer.wait(10)
-        wait_for(lambda: not os.path.exists(f"/proc/{self._pid}"))
+        assert wait_for(lambda: not (self._cgroup / "cgroup.procs").read_text())
+        for folder, _, _ in os.walk(self._cgroup, topdown=False):
+            assert wait_for(lambda folder=folder: removed(Path(folder)))
 
 
 @pytest.fixture
