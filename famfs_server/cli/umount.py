@@ -3,6 +3,7 @@
 
 import os
 import select
+from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +16,8 @@ from famfs_server.errors import FamfsError, MountError, UsageError
 from famfs_server.fuse import mountapi
 
 _SERVER_SECONDS = 10.0
+_SHOWN = 3
+"""Processes that are named."""
 
 
 @program.tool("umount")
@@ -61,11 +64,12 @@ def helper(
 def detach(path: str, *, lazy: bool, force: bool) -> None:
     """Unmount what is mounted at or from `path`, and wait until its server has ended."""
     point = _mount_point(path)
+    numbers = {record.device for record in mountapi.find_mounts(mount_point=point)}
     server = None if lazy or force else _server_of(point)
     try:
         mountapi.unmount(point, lazy=lazy, force=force)
         if server is not None:
-            _wait(server, point)
+            _wait(server, point, numbers)
     finally:
         if server is not None:
             os.close(server)
@@ -102,11 +106,28 @@ def _server_of(point: str) -> int | None:
         return None
 
 
-def _wait(server: int, point: str) -> None:
+def _wait(server: int, point: str, numbers: Collection[int]) -> None:
     poll = select.poll()
     poll.register(server, select.POLLIN)
     if not poll.poll(_SERVER_SECONDS * 1000):
-        raise MountError(f"{point} is unmounted, but its server still runs after {_SERVER_SECONDS:.0f} seconds")
+        holders = holders_of(numbers)
+        why = f": {', '.join(holders[:_SHOWN])} still has it, in another mount namespace or place" if holders else ""
+        raise MountError(f"{point} is unmounted, but its server still runs after {_SERVER_SECONDS:.0f} seconds{why}")
+
+
+def holders_of(numbers: Collection[int], proc: Path = Path("/proc")) -> list[str]:
+    """The processes that see a mount with one of these device numbers, as words."""
+    found = []
+    for entry in proc.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if any(record.device in numbers for record in mountapi.parse_mountinfo(entry / "mountinfo")):
+                found.append(f"process {entry.name} ({(entry / 'comm').read_text().strip()})")
+        except (OSError, ValueError):
+            # It has ended, or is nobody's business.
+            continue
+    return sorted(found)
 
 
 def main() -> NoReturn:

@@ -3,12 +3,13 @@
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness import BIN, MIB, File, Mount, Site, populate, run, succeed
+from harness import BIN, MIB, File, Mount, Site, populate, run, succeed, wait_for
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -77,6 +78,23 @@ def test_the_helper_of_umount_waits_for_the_server(site: Site) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert not mount.host_processes()
     assert mount.host.run(BIN / "umount.famfs", device).returncode == 32
+
+
+def test_umount_says_who_still_has_the_mount(site: Site) -> None:
+    mount = site.attach(site.format())
+    # Another mount namespace keeps a copy of the mount, and with it the server.
+    keeper = subprocess.Popen(["unshare", "-m", "--propagation", "private", "sleep", "60"])
+    comm = Path(f"/proc/{keeper.pid}/comm")
+    try:
+        assert wait_for(lambda: comm.read_text() == "sleep\n")
+        done = mount.host.run(BIN / "umount.famfs", mount.path)
+        assert done.returncode == 32
+        assert f"process {keeper.pid} (" in done.stderr
+        assert "another mount namespace" in done.stderr
+    finally:
+        keeper.kill()
+        keeper.wait()
+    assert mount.gone()
 
 
 def test_the_server_by_the_name_of_the_reference(site: Site) -> None:
