@@ -272,10 +272,17 @@ async def _main(
         if options.poll:
             nursery.start_soon(_poll, filesystem, options.poll)
         fullness = Fullness()
+        alone = 0
         while True:
             record.beat()
             fullness.look(filesystem.volume)
             notifier.retry()
+            # A process with threads cannot start another one, and new files need one (decisions 10). When the mount
+            # ends it goes too, but then this worker does not see that twice.
+            alone = alone + 1 if notifier.gone else 0
+            if alone > 1:
+                log.error("the process that writes notifications has died; another worker takes over")
+                os._exit(1)
             await trio.sleep(BEAT_SECONDS)
 
 

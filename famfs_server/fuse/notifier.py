@@ -10,6 +10,7 @@ import errno
 import fcntl
 import logging
 import os
+import select
 import threading
 import time
 from collections import deque
@@ -58,6 +59,13 @@ class Notifier:
         with self._retrying:
             while self._waiting and self._write(self._waiting[0]):
                 self._waiting.popleft()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the process at the other end has ended."""
+        watched = select.poll()
+        watched.register(self._sink, 0)
+        return bool(watched.poll(0))
 
     def _write(self, notification: bytes) -> bool:
         try:

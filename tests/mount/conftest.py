@@ -3,15 +3,22 @@
 
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness import Site, succeed, wait_for
+from famfs_server.fuse import mountapi
+from harness import MARK, Site, marked_processes, process_state, succeed, wait_for
 
 FOLDER = Path(__file__).parent
+ROOT = str(FOLDER.parents[1])
+if ROOT not in sys.path:
+    # For the soak, which processes of its own import too.
+    sys.path.insert(0, ROOT)
 UNABLE = "needs root and /dev/fuse"
 MEMORY_NEEDED = 1 << 30
 """Bytes that the tests of this folder may use of a device."""
@@ -33,6 +40,45 @@ def connections(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     succeed("mount", "-t", "fusectl", "none", path)
     yield path
     succeed("umount", "-l", path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def mark() -> Iterator[str]:
+    """What all processes of this run bear in their environment. At its end none of them waits in the kernel."""
+    value = os.environ[MARK] = f"{os.getpid()} {time.monotonic_ns()}"
+    yield value
+    del os.environ[MARK]
+    waiting: list[str] = []
+
+    def none_waits() -> bool:
+        waiting[:] = [f"{pid} {what}" for pid, what in marked_processes(value).items() if process_state(pid) == "D"]
+        return not waiting
+
+    assert wait_for(none_waits, 10), f"in state D for good: {waiting}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(mark: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """After each test there are no processes and mounts that were not there before: also those of which no site knows.
+
+    Set up before the other fixtures of a test and behind those that tests share, and taken down in the reverse order.
+    """
+    base = f"{tmp_path_factory.getbasetemp()}/"
+
+    def mounts() -> set[str]:
+        return {record.mount_point for record in mountapi.parse_mountinfo() if record.mount_point.startswith(base)}
+
+    processes_before, mounts_before = set(marked_processes(mark).values()), mounts()
+    yield
+    left: list[str] = []
+
+    def clear() -> bool:
+        left[:] = [f"{pid} {what}" for pid, what in marked_processes(mark).items() if what not in processes_before]
+        left[:] += mounts() - mounts_before
+        return not left
+
+    if not wait_for(clear, 5):
+        pytest.fail(f"left behind: {', '.join(left)}")
 
 
 def use(site: Site) -> Iterator[Site]:

@@ -392,3 +392,17 @@ def test_run_time_folder_that_was_taken_away(site: Site, device: Path) -> None:
         os.kill(worker, signal.SIGKILL)
         require_service(mount)
         assert worker_in_place(mount) != worker
+
+
+def test_killed_notifier(site: Site, device: Path) -> None:
+    """A worker without it cannot tell the kernel to forget names of new files; another worker takes its place."""
+    with site.mounted(device) as mount:
+        worker, notifier = mount.process("worker"), mount.process("notifier")
+        os.kill(notifier, signal.SIGKILL)
+        require_service(mount)
+        assert wait_for(lambda: worker not in mount.host_processes())
+        require_service(mount)
+        assert worker_in_place(mount) != worker
+        assert mount.process("notifier") != notifier
+        assert status(mount)["takeovers"] == 1
+        assert any("ended with status 1" in line for line in said(mount))

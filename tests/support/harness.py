@@ -181,9 +181,15 @@ class Mount:
         return self.path / name
 
     def process(self, name: str) -> int:
-        """The pid of this mount's `supervisor`, `worker` or `reaper`."""
-        found = [pid for pid, comm in self.host_processes().items() if comm == f"famfs-{name}"[:15]]
-        assert len(found) == 1, f"{name}: {found}"
+        """The pid of this mount's `supervisor`, `worker` or `reaper`; where one is taking another's place, when it
+        has."""
+        found: list[int] = []
+
+        def one() -> bool:
+            found[:] = [pid for pid, comm in self.host_processes().items() if comm == f"famfs-{name}"[:15]]
+            return len(found) == 1
+
+        assert wait_for(one, 5), f"{name}: {found}"
         return found[0]
 
     def host_processes(self) -> dict[int, str]:
@@ -314,3 +320,32 @@ def hidden_connections(connections: Path) -> set[str]:
     """The FUSE connections of the machine that no visible mount explains: half-made or detached ones."""
     visible = {str(os.minor(record.device)) for record in mountapi.parse_mountinfo() if "fuse" in record.fstype}
     return {entry.name for entry in connections.iterdir()} - visible
+
+
+MARK = "FAMFS_TEST_SESSION"
+"""A variable in the environment of all processes that one run of the tests has started, whoever their parent is now."""
+
+
+def marked_processes(mark: str) -> dict[int, str]:
+    """The processes of a run of the tests by pid, without its own, as their names and run-time folders: those of a
+    shared mount, which may be replaced by others that are called the same."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            words = (entry / "environ").read_bytes().split(b"\0")
+            if f"{MARK}={mark}".encode() in words:
+                folder = next((word.decode() for word in words if word.startswith(b"FAMFS_RUN_DIR=")), "")
+                found[int(entry.name)] = f"{(entry / 'comm').read_text().rstrip()} {folder}"
+        except OSError:
+            continue
+    return found
+
+
+def process_state(pid: int) -> str:
+    """The letter of a process's state, X if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"

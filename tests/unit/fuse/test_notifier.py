@@ -120,3 +120,15 @@ def test_many_may_put_at_a_time(pipe: Pipe) -> None:
         thread.join()
     pipe.send()
     assert sorted(pipe.sent) == sorted(MANY)
+
+
+def test_a_dead_reader_is_noticed() -> None:
+    source, sink = os.pipe()
+    notifier = Notifier(sink)
+    assert not notifier.gone
+    while not notifier._waiting:
+        notifier.put(MANY[0])
+    assert not notifier.gone
+    os.close(source)
+    assert notifier.gone
+    os.close(sink)
