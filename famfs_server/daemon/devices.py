@@ -6,6 +6,8 @@ supervisor opens devices, when a worker asks for one by its UUID through a socke
 descriptor back. A worker that takes over inherits those that are open already.
 """
 
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -17,6 +19,8 @@ from uuid import UUID
 
 from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.errors import DeviceError, DeviceModeError, FamfsError
+from famfs_server.fuse.abi import BACKING_MAP
+from famfs_server.fuse.dialects import Dialect, settle
 from famfs_server.volume.devices import Attached
 from famfs_server.volume.finder import DeviceFinder, PlaceCache
 
@@ -31,6 +35,8 @@ class DeviceKeeper:
 
     finder: DeviceFinder
     open: dict[UUID, DaxDevice] = field(default_factory=dict)
+    fuse: int = -1
+    """The connection that devices are pushed to."""
     asked_at: socket.socket | None = None
     """The end at which the present worker asks."""
 
@@ -61,6 +67,8 @@ class DeviceKeeper:
 
     def _reply(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         uuid = UUID(request["uuid"])
+        if "slot" in request:
+            return self._push(self.open[uuid], request["slot"], request["ioctl"]), []
         try:
             device = self.open.get(uuid) or self.finder.find(UUID(request["volume"]), uuid, request["hint"])
         except FamfsError as error:
@@ -70,6 +78,14 @@ class DeviceKeeper:
         self.open[uuid] = device
         facts = {"path": device.path, "mode": device.mode.name, "size": device.size, "align": device.align}
         return facts, [device.fd]
+
+    def _push(self, device: DaxDevice, slot: int, number: int) -> dict[str, Any]:
+        """Hand a device to a kernel that wants it pushed."""
+        try:
+            fcntl.ioctl(self.fuse, number, BACKING_MAP.pack(device.fd, 0, slot))
+        except OSError as error:
+            return {"errno": error.errno or errno.EIO}
+        return {"errno": 0}
 
     def close(self) -> None:
         """Close everything; the locks end with the last process that inherited them."""
@@ -104,7 +120,20 @@ class DeviceLink:
         return Attached(path, device.size, memory, kernel_can_map=device.mode is Mode.FSDEV)
 
     def _ask(self, uuid: UUID, hint: str | None) -> DaxDevice:
-        question = {"uuid": str(uuid), "volume": str(self._volume), "hint": hint}
+        answer, descriptors = self._exchange({"uuid": str(uuid), "volume": str(self._volume), "hint": hint})
+        if "error" in answer:
+            raise DeviceError(answer["error"])
+        mode = Mode[answer["mode"]]
+        return DaxDevice(answer["path"], descriptors[0], mode, answer["size"], answer["align"], writable=True)
+
+    def push(self, uuid: UUID, slot: int, dialect: Dialect) -> None:
+        """Have an attached device handed to the kernel as number `slot`. Raises NegotiationError where it is refused,
+        and the slot is lost for this connection (protocol 3.3)."""
+        answer, _ = self._exchange({"uuid": str(uuid), "slot": slot, "ioctl": dialect.push_ioctl})
+        settle((dialect,), -answer["errno"])
+
+    def _exchange(self, question: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        """Ask the supervisor. Raises DeviceError where it does not answer."""
         try:
             self._connection.send(json.dumps(question).encode())
             data, descriptors, _, _ = socket.recv_fds(self._connection, _MESSAGE, 1)
@@ -112,8 +141,4 @@ class DeviceLink:
             raise DeviceError(f"the supervisor cannot be asked for it: {error}") from error
         if not data:
             raise DeviceError("the supervisor has gone")
-        answer = json.loads(data)
-        if "error" in answer:
-            raise DeviceError(answer["error"])
-        mode = Mode[answer["mode"]]
-        return DaxDevice(answer["path"], descriptors[0], mode, answer["size"], answer["align"], writable=True)
+        return json.loads(data), descriptors

@@ -223,6 +223,7 @@ class Supervisor:
         """Start a worker without the `unwanted` descriptors; its pid."""
         if self.devices.asked_at is not None:
             self._processes.ignore(self.devices.asked_at)
+        self.devices.fuse = session.fuse
         theirs = self.devices.connect()
         assignment = worker.Assignment(
             self.options,

@@ -171,7 +171,8 @@ def _serve(assignment: Assignment) -> int:
     volume = Volume(memory, assignment.host, assignment.device.path, state=session.namespace)
     volume.progress = session.record.working
     add_field("FAMFS_UUID", str(volume.superblock.uuid))
-    _attach_devices(volume, assignment)
+    link = DeviceLink(assignment.devices, assignment.device_socket, volume.superblock.uuid)
+    _attach_devices(volume, assignment, link)
     channel = Channel(session)
     volume.give_way = channel.give_way
     if not assignment.successor:
@@ -202,7 +203,7 @@ def _serve(assignment: Assignment) -> int:
     notifier = _start_notifier(assignment, claim)
     filesystem.notify = notifier.put
     pyfuse3.init(FamfsOperations(filesystem), f"/dev/fd/{channel.libfuse_end.fileno()}", {"fsname=famfs"})
-    trio.run(_main, assignment, filesystem, channel, decision, notifier, memory)
+    trio.run(_main, assignment, filesystem, channel, decision, notifier, memory, link)
     return 0
 
 
@@ -236,6 +237,7 @@ async def _main(
     decision: Decision,
     notifier: Notifier,
     memory: Memory,
+    link: DeviceLink,
 ) -> None:
     token = trio.lowlevel.current_trio_token()
     async with trio.open_nursery() as nursery:
@@ -254,6 +256,12 @@ async def _main(
         )
         nursery.start_soon(pyfuse3.main)
         await trio.to_thread.run_sync(channel.wait_initialised)
+        try:
+            _push_devices(filesystem.volume, assignment, decision, link)
+        except NegotiationError as error:
+            tell(assignment.messages, {"error": str(error), "status": error.exit_status})
+            nursery.cancel_scope.cancel()
+            return
         if assignment.background:
             leave_terminal()
         tell(assignment.messages, ready_message(Negotiated(channel.init, decision)))
@@ -340,15 +348,37 @@ def decide_data_path(request: InitRequest, fuse: int, options: MountOptions, dev
     return decision
 
 
-def _attach_devices(volume: Volume, assignment: Assignment) -> None:
+def _attach_devices(volume: Volume, assignment: Assignment, link: DeviceLink) -> None:
     """Find the devices that the log names. Raises DeviceError where all of them are wanted and one is missing."""
-    link = DeviceLink(assignment.devices, assignment.device_socket, volume.superblock.uuid)
     volume.attach_devices(link.attach)
     incomplete = volume.table.incomplete
     if assignment.options.require_all_daxdevs and not assignment.successor and incomplete:
         raise DeviceError(f"require_all_daxdevs: {'; '.join(describe(device) for device in incomplete)}")
     for device in incomplete:
         log.warning("%s: %s; files on it are EIO", volume.device, describe(device))
+
+
+def _push_devices(volume: Volume, assignment: Assignment, decision: Decision, link: DeviceLink) -> None:
+    """Have further devices handed to a kernel that wants them pushed, before any file can be opened (protocol 2.1).
+
+    Only those that it can take: a refusal costs the slot. One costs the mount where all devices are required. Slots
+    stay with the connection, so a worker that takes over has nothing to do.
+    """
+    dialect = decision.dialect
+    if dialect is None or dialect.push_ioctl is None or assignment.successor:
+        return
+    last = min(dialect.max_devindex, dialect.slots - 1)
+    for device in volume.table.entries[1 : last + 1]:
+        if device.found is None or not device.found.kernel_can_map:
+            continue
+        try:
+            link.push(device.uuid, device.index, dialect)
+        except NegotiationError as error:
+            if assignment.options.require_all_daxdevs:
+                raise NegotiationError(f"require_all_daxdevs: device {device.index} ({device.uuid}): {error}") from None
+            log.warning("device %d (%s): %s; files on it cannot be opened", device.index, device.uuid, error)
+        else:
+            assignment.session.record.note_pushed(device.index)
 
 
 def _default_striping(volume: Volume, assignment: Assignment) -> None:

@@ -73,7 +73,8 @@ class Channel:
         aborted. Whoever calls this runs pyfuse3's main loop meanwhile, which makes libfuse answer.
         """
         request = negotiation.parse_init_request(self.init)
-        maps = FmapReplies(filesystem, decision.candidates, devices) if decision.candidates else None
+        pushed = self.session.record.pushed
+        maps = FmapReplies(filesystem, decision.candidates, devices, pushed=pushed) if decision.candidates else None
         self.plane = RequestPlane(
             filesystem, self.session, fast=fast, maps=maps, no_open=no_open, serve_unmapped=serve_unmapped
         )

@@ -9,10 +9,10 @@ dialect, and is refused in words rather than sent in doubt.
 import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 
 from famfs_server.fuse import abi
-from famfs_server.fuse.dialects import Dialect, ExtentKind
+from famfs_server.fuse.dialects import Dialect, ExtentKind, Registration
 from famfs_server.fuse.filesystem import FileSystem, refusal
 from famfs_server.volume import fmap as fmap_arithmetic
 from famfs_server.volume import namespace as ns
@@ -25,10 +25,19 @@ _PATH_FIELD = 256
 class FmapReplies:
     """Encodes the maps of one volume for one connection."""
 
-    def __init__(self, filesystem: FileSystem, candidates: tuple[Dialect, ...], devices: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        filesystem: FileSystem,
+        candidates: tuple[Dialect, ...],
+        devices: tuple[str, ...],
+        *,
+        pushed: Callable[[int], bool] = lambda slot: False,
+    ) -> None:
         """`candidates` are the dialects that INIT left open: the first GET_FMAP tells them apart by its length.
 
-        `devices` are the paths of the attached devices by number, as every process of this host may resolve them.
+        `devices` holds the path of the first device, as every process of this host may resolve it; those of the others
+        are in the volume's table. `pushed` tells whether the kernel has a further device in a slot, where it wants them
+        pushed.
         """
         if not candidates:
             raise ValueError("extent maps need a dialect")
@@ -36,6 +45,7 @@ class FmapReplies:
         self._tree = filesystem.namespace
         self.candidates = candidates
         self._devices = devices
+        self._pushed = pushed
         self._last: tuple[int, int, bytes] | None = None
         self.served = 0
         """Maps sent so far."""
@@ -71,7 +81,15 @@ class FmapReplies:
 
     def get_daxdev(self, index: int) -> bytes:
         """The payload of the answer to GET_DAXDEV; the index comes in place of the nodeid (protocol 1.3)."""
-        return device_name(self._devices, index)
+        return device_name(self._path(index), index)
+
+    def _path(self, index: int) -> str | None:
+        """The path of a device that the kernel may take; nothing for one that is not there or not in famfs mode."""
+        if index == 0:
+            return self._devices[0]
+        entries = self._fs.volume.table.entries
+        found = entries[index].found if 0 < index < len(entries) else None
+        return found.path if found is not None and found.kernel_can_map else None
 
     def _dialect(self, body_size: int) -> Dialect:
         for dialect in self.candidates:
@@ -89,7 +107,7 @@ class FmapReplies:
         if self._last is not None and self._last[:2] == (row, size):
             return self._last[2]
         extents = list(abi.FMAP_EXTENT.iter_unpack(raw))
-        problem = self._unsafe(row, extents) or _inexpressible(dialect, extents, chunk_size)
+        problem = self._unsafe(row, extents, dialect) or _inexpressible(dialect, extents, chunk_size)
         if problem:
             self._refuse(row, problem)
         if chunk_size and _takes_strips(dialect, len(extents), chunk_size):
@@ -109,19 +127,24 @@ class FmapReplies:
         self._last = (row, size, message)
         return message
 
-    def _unsafe(self, row: int, extents: list[tuple[int, ...]]) -> str:
+    def _unsafe(self, row: int, extents: list[tuple[int, ...]], dialect: Dialect) -> str:
         """Why the extents must not reach the kernel, or nothing. Overlaps with other files were ruled out by replay."""
         volume = self._fs.volume
+        entries = volume.table.entries
         is_meta = row < ns.FIRST_NODEID
         if not extents:
             return "it has no extents"
         for device, offset, length in extents:
-            memory = volume.memories[device] if device < len(volume.memories) else None
-            if memory is None:
+            found = entries[device].found if device < len(entries) else None
+            if found is None:
                 return f"it lies on device {device}, which is not attached"
-            if not length or offset + length > memory.size:
+            if device and not found.kernel_can_map:
+                return f"it lies on device {device}, which is not in famfs mode"
+            if device and dialect.registration is Registration.PUSH and not self._pushed(device):
+                return f"it lies on device {device}, which the kernel has not been given"
+            if not length or offset + length > found.size:
                 return "an extent reaches beyond its device"
-            if device == 0 and not is_meta and offset < volume.log_end:
+            if not is_meta and offset < volume.space_begins(device):
                 return "an extent lies in the superblock or the log"
         return ""
 
@@ -133,13 +156,14 @@ class FmapReplies:
         raise refusal(errno.EOPNOTSUPP)
 
 
-def device_name(devices: Sequence[str], index: int) -> bytes:
-    """The payload of the answer to GET_DAXDEV, from the paths of the devices by number."""
-    if not 0 <= index < len(devices):
+def device_name(path: str | None, index: int) -> bytes:
+    """The payload of the answer to GET_DAXDEV: the path of a device. Raises OSError EINVAL where there is none."""
+    if path is None:
+        # Given what it cannot take, the kernel gives the slot up for the whole connection (protocol 3.3).
         raise refusal(errno.EINVAL)
-    name = os.fsencode(devices[index])
+    name = os.fsencode(path)
     if not name.startswith(b"/") or len(name) >= _PATH_FIELD:
-        log.error("device %d cannot be named to the kernel: %s", index, devices[index])
+        log.error("device %d cannot be named to the kernel: %s", index, path)
         raise refusal(errno.EINVAL)
     return abi.DAXDEV_OUT.pack(index, name)
 

@@ -76,7 +76,7 @@ class MetaPlane:
         if opcode == dialect.get_fmap:
             return self._map(nodeid, body)
         if opcode == dialect.get_daxdev:
-            return device_name(self._devices, nodeid)
+            return device_name(self._devices[0] if nodeid == 0 else None, nodeid)
         if opcode in (Opcode.READ, Opcode.WRITE):
             log.error("the kernel negotiated extent maps but sends reads and writes: it does not use them")
             raise refusal(errno.EIO)

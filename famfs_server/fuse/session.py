@@ -39,6 +39,7 @@ _CLAIM_RETRY_SECONDS = 0.002
 _HELD_AT = _RING_AT + 2 * _RING
 _HELD = 4096
 """Requests that threads can have at once, of which a successor knows each."""
+_PUSHED = _HELD_AT + _HELD
 _HEAD = 1 << 16
 """Bytes before the buffer: whole pages on every machine."""
 _UNIQUE_OFFSET = 8
@@ -224,6 +225,14 @@ class SessionRecord:
     def failed_at_takeover(self) -> int:
         """Requests that ended with EIO because their worker died, on a kernel that cannot send them again."""
         return self._words[_FAILED]
+
+    def note_pushed(self, slot: int) -> None:
+        """The kernel has taken a further device in this slot."""
+        self._words[_PUSHED] |= 1 << slot
+
+    def pushed(self, slot: int) -> bool:
+        """Whether the kernel has a further device in this slot; at most 64 there are (protocol 1.2)."""
+        return bool(self._words[_PUSHED] >> slot & 1)
 
     def forget_libfuse(self) -> None:
         """A new session of libfuse has nothing in hand."""

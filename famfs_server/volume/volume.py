@@ -227,6 +227,10 @@ class Volume:
         """The first byte of the primary device that belongs to files."""
         return layout.LOG_OFFSET + self.superblock.log_length
 
+    def space_begins(self, device: int) -> int:
+        """The first byte of a device that belongs to files."""
+        return self._space.first_usable(device)
+
     @property
     def devices(self) -> list[UUID | None]:
         """The UUIDs of the devices by number, as the log names them; the primary's is in the superblock."""

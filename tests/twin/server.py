@@ -49,8 +49,9 @@ def serve(
     log: str,
     push: bool,
     famfs_mode: bool,
+    further: Sequence[tuple[UUID, str]],
 ) -> None:
-    """The body of the server's process, which plays the supervisor.
+    """The body of the server's process, which plays the supervisor and holds the `further` devices.
 
     Its ioctls on /dev/fuse, and its `openat` through the mount, go to the fake kernel.
     """
@@ -68,6 +69,9 @@ def serve(
             device.memory()
         device.mode = Mode.FSDEV
         supervisor = Supervisor(parse_options(image, "/twin", words), device, host, run_directory, ready=lambda: None)
+        for uuid, path in further:
+            supervisor.devices.open[uuid] = DaxDevice.open(path)
+            supervisor.devices.open[uuid].mode = Mode.FSDEV
         status = _mount(supervisor, Session.create(fuse.fileno()), messages, push=push, famfs_mode=famfs_mode)
     except BaseException:
         logging.exception("the server fails")
@@ -183,12 +187,14 @@ class Twin:
         push: bool = True,
         famfs_mode: bool = False,
         stream: bool = False,
+        further: Sequence[tuple[UUID, str]] = (),
         **kernel: Any,
     ) -> None:
         """Start a server with the mount options `words` and the host's UUID; `kernel` goes to FakeKernel.
 
         `push` off makes it leave out the registration of its device. `famfs_mode`: it may not map its device.
         `stream`: replies have no limit of length, and no request may be sent before the last one is answered.
+        `further` are its other devices by UUID, all in famfs mode.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) if stream else _pair()
         our_ioctls, their_ioctls = _pair()
@@ -205,7 +211,9 @@ class Twin:
         """The pid of the process that serves, where it is told."""
         ends = (theirs, their_ioctls, their_opens, their_messages)
         self._process = _processes.Process(
-            target=serve, args=(*ends, str(image), words, host, str(self.log_path), push, famfs_mode), daemon=True
+            target=serve,
+            args=(*ends, str(image), words, host, str(self.log_path), push, famfs_mode, tuple(further)),
+            daemon=True,
         )
         self._process.start()
         for end in ends:
