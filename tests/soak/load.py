@@ -75,7 +75,7 @@ class Load:
                 act()
             except OSError as error:
                 if self.state() == self.begun:
-                    self.failures.append(f"{self.role}: {error!r}")
+                    self.failures.append(f"{self.role}: {error}")
                 else:
                     self.outages += 1
                     time.sleep(WAIT)

@@ -73,7 +73,7 @@ class Host:
         self.host = site.host(UUIDS[number])
         self.place = site.place(f"mnt{number}")
         self._state = site.directory / f"state{number}"
-        self._epoch = 0
+        self._epoch = self._looks = 0
         self.outages: list[float] = []
         self._holder = subprocess.Popen(["unshare", "-m", "--propagation", "slave", "sleep", "infinity"])
         self._loads: list[tuple[subprocess.Popen[bytes], Path]] = []
@@ -114,7 +114,14 @@ class Host:
         return [pid for pid, comm in self.site.processes(self.host).items() if comm == f"famfs-{name}"[:15]]
 
     def hit(self, blow: str) -> bool:
-        """Do one blow; whether there was somebody to hit."""
+        """Do one blow; whether there was somebody to hit.
+
+        Not before the last one is over: a request that is in hand at two deaths in a row is answered with EIO by the
+        third worker (decisions 16).
+        """
+        self._looks += 1
+        if self.inside("test", "-e", f"{self.place}/look{self._looks}", timeout=30).returncode != 1:
+            raise AssertionError(f"host {self.number} has a file that nobody has made")
         victim = self.processes(blow.rpartition(" ")[2]) if " " in blow else [0]
         if len(victim) != 1:
             return False
@@ -265,16 +272,18 @@ def finish(hosts: list[Host], summary: Summary) -> None:
         shown.append(found)
         summary.compared += found["bytes"]
         summary.problems += [f"host {host.number}: wrong bytes in {name}" for name in found["wrong"]]
-    summary.problems += [
-        f"hosts 0 and {number} differ" for number, other in enumerate(shown) if other["digests"] != shown[0]["digests"]
-    ]
+    digests = [found["digests"] for found in shown]
+    for number, other in enumerate(digests):
+        different = sorted(name for name in other.keys() | digests[0].keys() if other.get(name) != digests[0].get(name))
+        if different:
+            summary.problems.append(f"hosts 0 and {number} differ in {len(different)} files: {different[:5]}")
     outages = hosts[0].outages
     for report in summary.reports:
         for name, (synchronised, closed) in report["made"].items():
             lost = not synchronised and any(closed <= at <= closed + LOST for at in outages)
-            if name not in shown[0]["digests"] and not lost:
+            if name not in digests[0] and not lost:
                 summary.problems.append(f"{name} is gone")
-        if report["role"] == "write" and report["scratch"] not in ("", shown[0]["digests"][f"scratch{report['host']}"]):
+        if report["role"] == "write" and report["scratch"] not in ("", digests[0][f"scratch{report['host']}"]):
             summary.problems.append(f"scratch{report['host']} is not what was written")
     for host in hosts:
         host.unmount()
