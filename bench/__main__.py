@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from bench import concurrency, creation, data, fmap, metadata, profiling, replay
+from bench import concurrency, creation, data, devdax, fmap, metadata, profiling, replay
 from bench.bars import BARS
 from bench.figures import Figures, Verdict, show_verdicts
 from bench.plan import Plan
@@ -21,7 +21,7 @@ from bench.site import BenchError, Site
 from famfs_server import __version__
 from famfs_server.errors import FamfsError
 
-SECTIONS = {module.SECTION: module for module in (replay, metadata, data, fmap, concurrency, creation)}
+SECTIONS = {module.SECTION: module for module in (replay, metadata, data, fmap, concurrency, creation, devdax)}
 
 
 def parse() -> argparse.Namespace:
@@ -34,6 +34,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("section", nargs="*", help=f"what to measure: {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes and one sample: does the bench itself work?")
+    parser.add_argument(
+        "--device", type=Path, metavar="DEV", help="section devdax, alone: on this dax device, which is overwritten"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there as well")
     parser.add_argument(
         "--profile",
@@ -44,6 +47,8 @@ def parse() -> argparse.Namespace:
     unknown = [name for name in arguments.section if name not in SECTIONS]
     if unknown:
         parser.error(f"no such section: {', '.join(unknown)} (there are {', '.join(SECTIONS)})")
+    if arguments.device:
+        arguments.section = [devdax.SECTION]
     return arguments
 
 
@@ -74,7 +79,7 @@ def main() -> None:
         if os.geteuid() or not os.path.exists("/dev/fuse"):
             raise BenchError("needs root and /dev/fuse")
         with Site() as site, progress.status("") as status:
-            plan = Plan(site, Figures(), arguments.quick, status.update)
+            plan = Plan(site, Figures(), arguments.quick, status.update, arguments.device)
             if arguments.profile:
                 profiling.show(plan, arguments.profile, console)
                 return

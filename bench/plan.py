@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from bench.figures import Figures
 from bench.site import Site
@@ -18,6 +19,8 @@ class Plan:
     """Small sizes and one sample: for looking whether the bench itself works."""
     say: Callable[[str], None]
     """Tells whoever waits what is going on."""
+    device: Path | None = None
+    """A real dax device that may be overwritten."""
 
     @property
     def samples(self) -> int:

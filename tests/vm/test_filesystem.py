@@ -4,12 +4,17 @@
 Starting a Python program takes seconds in an emulated guest, so one file system goes through all of its life here.
 """
 
+import errno
 import json
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -18,6 +23,48 @@ from programs import BIN, SECONDS, mounts, one_line, run
 SetMode = Callable[[str, str], Path]
 
 TREE = Path(json.__file__).parent
+
+
+class Load:
+    """A thread that writes and reads a file until it is told to stop; `errors` are names of errno, and "wrong"."""
+
+    BLOCK = 64 << 10
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+        self.rounds = 0
+        self.errors: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        with self._path.open("r+b", buffering=0) as file:
+            while not self._stop.is_set():
+                data = (self.rounds + 1).to_bytes(8, "little") * (self.BLOCK // 8)
+                try:
+                    os.pwrite(file.fileno(), data, self.BLOCK)
+                    if os.pread(file.fileno(), self.BLOCK, self.BLOCK) != data:
+                        self.errors.append("wrong")
+                except OSError as error:
+                    self.errors.append(errno.errorcode[error.errno or 0])
+                    time.sleep(0.05)
+                else:
+                    self.rounds += 1
+
+    def wait_for(self, rounds: int) -> None:
+        """Wait until so many more rounds have gone well."""
+        goal, deadline = self.rounds + rounds, time.monotonic() + SECONDS
+        while self.rounds < goal:
+            assert time.monotonic() < deadline, (self.rounds, self.errors[-3:])
+            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -94,10 +141,14 @@ def test_life_of_a_file_system(
     assert "already mounted" in one_line(run("mount.famfs", device, again, host=master, status=32, seconds=300))
     assert "mounted" in one_line(run("mkfs.famfs", "-f", device, host=master, status=2, seconds=300))
 
-    # The worker dies, and nobody notices.
-    worker = int(run("pgrep", "-o", "-x", "famfs-worker", host=master).stdout)
-    os.kill(worker, signal.SIGKILL)
-    assert (ours / "seeded").read_bytes()[:15] == b"from the client"
+    # Workers die under load, and nobody notices.
+    with Load(ours / "seeded") as load:
+        for _ in range(3):
+            load.wait_for(5)
+            for worker in run("pgrep", "-x", "famfs-worker", host=master).stdout.split():
+                os.kill(int(worker), signal.SIGKILL)
+        load.wait_for(5)
+    assert load.errors == []
 
     run("umount", theirs, host=client)
     run("umount", ours, host=master)
@@ -109,24 +160,40 @@ def test_life_of_a_file_system(
 
 @pytest.mark.timeout(600)
 def test_driver_is_unbound_under_a_mount(
-    device: Path, master: Path, unmounted: Callable[[str], Path], set_mode: SetMode
+    device: Path, dax_names: list[str], master: Path, unmounted: Callable[[str], Path], set_mode: SetMode
 ) -> None:
-    point = unmounted("point")
-    run("mkfs.famfs", "-f", device, host=master)
-    run("mount.famfs", device, point, "-o", "loglevel=error", host=master)
-    with (point / "file").open("wb") as file:
-        file.write(b"x" * 100_000)
-        file.flush()
-        # close(2) does not wait until the file is in the log; fsync does.
-        os.fsync(file.fileno())
-    set_mode(device.name, "unbound")
-    with pytest.raises(OSError, match=r"Input/output error"):
-        (point / "file").read_bytes()
-    # Names and sizes are known without the device; it comes back with its data.
-    assert (point / "file").stat().st_size == 100_000
-    set_mode(device.name, "devdax")
-    assert (point / "file").read_bytes() == b"x" * 100_000
-    run("umount", point, host=master)
+    """Both mounts are in use all the while. The one on another device does not notice."""
+    points = [unmounted("point")]
+    devices = [device]
+    if len(dax_names) > 1 and int(Path("/sys/bus/dax/devices", dax_names[-2], "size").read_text()) >= 4 << 30:
+        devices.append(set_mode(dax_names[-2], "devdax"))
+        points.append(unmounted("other"))
+    for each, point in zip(devices, points, strict=True):
+        run("mkfs.famfs", "-f", each, host=master)
+        run("mount.famfs", each, point, "-o", "loglevel=error", host=master)
+        with (point / "file").open("wb") as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            # close(2) does not wait until the file is in the log; fsync does.
+            os.fsync(file.fileno())
+    with ExitStack() as stack:
+        loads = [stack.enter_context(Load(point / "file")) for point in points]
+        for load in loads:
+            load.wait_for(5)
+        set_mode(device.name, "unbound")
+        for load in loads[1:]:
+            load.wait_for(5)
+        with pytest.raises(OSError, match=r"Input/output error"):
+            (points[0] / "file").read_bytes()
+        # Names and sizes are known without the device; it comes back with its data.
+        assert (points[0] / "file").stat().st_size == 1 << 20
+        set_mode(device.name, "devdax")
+        for load in loads:
+            load.wait_for(5)
+    assert set(loads[0].errors) == {"EIO"}
+    assert [load.errors for load in loads[1:]] == [[]] * len(loads[1:])
+    for point in points:
+        run("umount", point, host=master)
     assert mounts() == []
 
 
