@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
+
 BIN = Path(sys.executable).parent
 SECONDS = 120
 """Of one program: starting Python takes seconds in an emulated guest."""
@@ -19,6 +21,14 @@ def run(*command: str | Path, host: Path, status: int = 0, seconds: int = SECOND
         [str(program), *map(str, command[1:])], env=environment, capture_output=True, text=True, timeout=seconds
     )
     assert done.returncode == status, (command, done.returncode, done.stdout, done.stderr)
+    return done
+
+
+def here(*command: str | Path, host: Path, status: int = 0) -> commands.Outcome:
+    """As `run`, for a program that does not fork: in this process, since starting Python is what takes the time."""
+    name, *arguments = map(str, command)
+    done = commands.run(name, *arguments, env={"FAMFS_SYSTEM_UUID_FILE": str(host)})
+    assert done.status == status, (command, done)
     return done
 
 

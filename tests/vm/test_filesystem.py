@@ -18,11 +18,20 @@ from typing import Self
 
 import pytest
 
-from programs import BIN, SECONDS, mounts, one_line, run
+from famfs_server.fuse.dialects import kallsyms_evidence
+from programs import BIN, SECONDS, here, mounts, one_line, run
 
 SetMode = Callable[[str, str], Path]
 
 TREE = Path(json.__file__).parent
+
+
+def second_device(dax_names: list[str]) -> str | None:
+    """Another device that is large enough for a file system."""
+    for name in dax_names[-2:-1]:
+        if int(Path("/sys/bus/dax/devices", name, "size").read_text()) >= 4 << 30:
+            return name
+    return None
 
 
 class Load:
@@ -113,7 +122,7 @@ def test_life_of_a_file_system(
 ) -> None:
     ours, theirs = unmounted("ours"), unmounted("theirs")
     run("mkfs.famfs", device, host=master)
-    assert "already has a famfs superblock" in one_line(run("mkfs.famfs", device, host=master, status=2))
+    assert "already has a famfs superblock" in here("mkfs.famfs", device, host=master, status=2).error
 
     helper_for_mount()
     fstab = tmp_path / "fstab"
@@ -124,11 +133,11 @@ def test_life_of_a_file_system(
 
     # Ordinary calls, then the tools; a second host sees all of it.
     run("cp", "-r", TREE, ours / "json", host=master)
-    run("famfs", "creat", "-s", "3m", "-r", "-S", "7", ours / "seeded", host=master)
+    here("famfs", "creat", "-s", "3m", "-r", "-S", "7", ours / "seeded", host=master)
     run("mount", "-t", "famfs", "-o", "loglevel=error", device, theirs, host=client)
     # The lost sources in __pycache__ come with the tree; symbolic links and empty files it has none of.
     run("diff", "-r", TREE, theirs / "json", host=client)
-    run("famfs", "verify", "-S", "7", "-f", theirs / "seeded", host=client)
+    here("famfs", "verify", "-S", "7", "-f", theirs / "seeded", host=client)
     run("mkdir", theirs / "not-here", host=client, status=1)
 
     # What one host writes into a file, the other reads.
@@ -139,7 +148,7 @@ def test_life_of_a_file_system(
     # A second mount by the same host, and mkfs under a mount, are refused.
     again = unmounted("again")
     assert "already mounted" in one_line(run("mount.famfs", device, again, host=master, status=32, seconds=300))
-    assert "mounted" in one_line(run("mkfs.famfs", "-f", device, host=master, status=2, seconds=300))
+    assert "mounted" in here("mkfs.famfs", "-f", device, host=master, status=2).error
 
     # Workers die under load, and nobody notices.
     with Load(ours / "seeded") as load:
@@ -153,7 +162,7 @@ def test_life_of_a_file_system(
     run("umount", theirs, host=client)
     run("umount", ours, host=master)
     assert mounts() == []
-    report = run("famfs", "fsck", device, host=master).stdout
+    report = here("famfs", "fsck", device, host=master).out
     assert "Free space:" in report
     assert "Device capacity:" in report
 
@@ -165,11 +174,11 @@ def test_driver_is_unbound_under_a_mount(
     """Both mounts are in use all the while. The one on another device does not notice."""
     points = [unmounted("point")]
     devices = [device]
-    if len(dax_names) > 1 and int(Path("/sys/bus/dax/devices", dax_names[-2], "size").read_text()) >= 4 << 30:
-        devices.append(set_mode(dax_names[-2], "devdax"))
+    if second := second_device(dax_names):
+        devices.append(set_mode(second, "devdax"))
         points.append(unmounted("other"))
     for each, point in zip(devices, points, strict=True):
-        run("mkfs.famfs", "-f", each, host=master)
+        here("mkfs.famfs", "-f", each, host=master)
         run("mount.famfs", each, point, "-o", "loglevel=error", host=master)
         with (point / "file").open("wb") as file:
             file.write(bytes(1 << 20))
@@ -198,10 +207,47 @@ def test_driver_is_unbound_under_a_mount(
 
 
 @pytest.mark.timeout(600)
+def test_file_system_on_two_devices(
+    device: Path, dax_names: list[str], master: Path, client: Path, unmounted: Callable[[str], Path], set_mode: SetMode
+) -> None:
+    """The second one is found by its superblock; while it has no driver, its own ranges alone are missing."""
+    second = second_device(dax_names)
+    if second is None:
+        pytest.skip("needs a second device of 4 GiB")
+    added = set_mode(second, "devdax")
+    ours, theirs = unmounted("ours"), unmounted("theirs")
+    here("mkfs.famfs", "-f", device, host=master)
+    run("mount.famfs", device, ours, "-o", "loglevel=error", host=master)
+    here("famfs", "devadd", "-f", added, ours, host=master)
+    here("famfs", "creat", "-r", "-S", "5", "-s", "8m", "-N", "2", "-B", "2", ours / "striped", host=master)
+    run("mount.famfs", device, theirs, "-o", "loglevel=error,require_all_daxdevs", host=client)
+    here("famfs", "verify", "-S", "5", "-f", theirs / "striped", host=client)
+
+    set_mode(second, "unbound")
+    parts = []
+    with (theirs / "striped").open("rb", buffering=0) as file:
+        for chunk in range(4):
+            try:
+                parts.append(len(os.pread(file.fileno(), 4096, chunk << 21)))
+            except OSError as error:
+                parts.append(errno.errorcode[error.errno or 0])
+    assert parts in ([4096, "EIO"] * 2, ["EIO", 4096] * 2)
+    set_mode(second, "devdax")
+    here("famfs", "verify", "-S", "5", "-f", theirs / "striped", host=client)
+    run("umount", theirs, host=client)
+    run("umount", ours, host=master)
+    assert mounts() == []
+
+
+@pytest.mark.timeout(600)
 def test_mode_is_switched_for_a_mount(
     device: Path, master: Path, unmounted: Callable[[str], Path], set_mode: SetMode
 ) -> None:
     """No kernel here takes a device in famfs mode, so that way is the failure, and devdax mode the success."""
+    if kallsyms_evidence():
+        pytest.skip("a famfs kernel")
+    set_mode(device.name, "fsdev")
+    set_mode(device.name, "devdax")
     point = unmounted("point")
     driver = Path("/sys/bus/dax/devices", device.name, "driver")
     run("mkfs.famfs", "-f", device, host=master)

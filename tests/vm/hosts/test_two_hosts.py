@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from programs import one_line, run
+from programs import here, run
 
 FILES = 500
 BOXES = 8
@@ -71,7 +71,7 @@ def volume(meeting: Any, dax_names: list[str], tmp_path_factory: pytest.TempPath
     host.write_text(str(uuid4()))
     volume = Volume(Path("/dev", dax_names[-1]), point, host)
     if meeting.is_master:
-        run("mkfs.famfs", volume.device, host=host)
+        here("mkfs.famfs", volume.device, host=host)
         volume.mount()
         for number in range(BOXES):
             with (point / f"box-{number}").open("xb") as file:
@@ -147,7 +147,8 @@ def test_only_the_master_creates(meeting: Any, volume: Volume) -> None:
     else:
         with pytest.raises(OSError, match=r"Read-only file system"):
             (volume.point / "by-the-client").mkdir()
-        assert "master" in one_line(run("famfs", "mkdir", volume.point / "by-the-client", host=volume.host, status=1))
+        refused = here("famfs", "mkdir", volume.point / "by-the-client", host=volume.host, status=1)
+        assert "master" in refused.error
         meeting.tell("refused")
     meeting.meet("refusal done")
 
@@ -179,8 +180,7 @@ def test_the_master_is_killed_while_it_creates(meeting: Any, volume: Volume) -> 
     count = check()
     check_box(volume.point, ROUNDS)
     volume.unmount()
-    report = run("fsck.famfs", volume.device, host=volume.host)
-    print(report.stdout)
+    print(here("fsck.famfs", volume.device, host=volume.host).out)
 
     # The same host again, as far as the file system can tell.
     volume.host.write_text(uuid)
@@ -188,4 +188,4 @@ def test_the_master_is_killed_while_it_creates(meeting: Any, volume: Volume) -> 
     assert check() == count
     create(volume.point / f"last-{count:05}")
     volume.unmount()
-    run("fsck.famfs", volume.device, host=volume.host)
+    here("fsck.famfs", volume.device, host=volume.host)
