@@ -99,11 +99,11 @@ class Load:
         wanted = content(name)
         if found == wanted:
             return
-        if growing or name.startswith("t-"):
-            end = len(found.rstrip(b"\0"))
-            # Bytes are written in order, and the piece at hand may be there in part.
-            if found[:end] == wanted[:end] and len(found) <= len(wanted):
-                return
+        # What is not written yet is zero, and the reader may be behind the writer or before it.
+        may_be_short = growing or name.startswith("t-")
+        both = zip(found, wanted, strict=False)
+        if may_be_short and len(found) <= len(wanted) and all(a in (0, b) for a, b in both):
+            return
         at = next(
             (n for n, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted))
         )

@@ -399,3 +399,26 @@ def test_a_name_is_taken_while_its_space_is_zeroed(memory: ScratchMemory, volume
     assert volume.namespace.path(nodeid) == b"file"
     assert volume.namespace.resolve(b"another")
     assert volume.mkdir(b"file2", 0o755, 0, 0)
+
+
+@pytest.mark.parametrize("host", [HOST, None])
+def test_entries_that_a_dead_worker_had_linked_and_not_published_are_shown(host: UUID | None) -> None:
+    """Found by the soak: a file that was linked already was taken for a duplicate of itself."""
+    memory = ScratchMemory()
+    formatted(memory)
+    state = os.memfd_create("state")
+    worker = Volume(memory, host, "memory", state=os.dup(state))
+    before = worker.namespace.published
+    writer = Volume(memory, HOST, "memory")
+    writer.mkdir(b"dir", 0o755, 0, 0)
+    writer.create_many([NewFile(b"dir/f%d" % number, 4096, 0o644, 0, 0) for number in range(5)])
+    worker.refresh()
+    # Dead between the last link and the word that says so.
+    worker.namespace._header[1] = before
+    successor = Volume(memory, host, "memory", state=os.dup(state))
+    successor.refresh()
+    tree = successor.namespace
+    assert tree.faults() == {}
+    assert [tree.path(node) for node in tree.walk()] == [b"dir", *(b"dir/f%d" % number for number in range(5))]
+    assert successor.space.allocated == writer.space.allocated
+    os.close(state)
