@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -266,17 +267,18 @@ def test_no_descriptors_left(site: Site, device: Path, fast: str) -> None:
         worker = mount.process("worker")
         numbers = {int(name) for name in os.listdir(f"/proc/{worker}/fd")}
         with limited(worker, resource.RLIMIT_NOFILE, min(set(range(1000)) - numbers)):
-            waiting = subprocess.Popen(
-                [BIN / "famfs", "status", "--json", mount.path], env=mount.host.environment, stdout=subprocess.PIPE
-            )
+            waiting = socket.socket(socket.AF_UNIX)
+            waiting.settimeout(20)
+            waiting.connect(os.fsdecode(os.getxattr(mount.path, "user.famfs.shadow")) + "/sock")
+            waiting.sendall(b"GET /pid HTTP/1.1\r\nHost: x\r\n\r\n")
             require_service(mount)
             succeed("cp", mount / "near", mount / "copied")
             assert client("result = open(arguments[0]).read()", mount / "copied") == HELLO.decode()
-            time.sleep(0.5)
-            assert waiting.poll() is None
+            # The server tries ten times a second.
+            time.sleep(1.5)
         # Whoever asked meanwhile is answered now.
-        output, _ = waiting.communicate(timeout=20)
-        assert json.loads(output)["takeovers"] == 0
+        with waiting:
+            assert waiting.recv(1000).startswith(b"HTTP/1.1 200")
         assert any("accept" in line for line in said(mount)), said(mount)
         assert mount.process("worker") == worker
 
