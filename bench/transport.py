@@ -45,7 +45,9 @@ async def _main(filesystem: FileSystem, channel: Channel, decision: Decision, im
         def finished() -> None:
             token.run_sync_soon(nursery.cancel_scope.cancel)
 
-        channel.start(filesystem, decision, fast=True, devices=(image,), finished=finished)
+        channel.start(
+            filesystem, decision, fast=True, no_open=True, serve_unmapped=True, devices=(image,), finished=finished
+        )
         nursery.start_soon(pyfuse3.main)
 
 

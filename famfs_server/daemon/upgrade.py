@@ -8,6 +8,7 @@ and descriptors stay; the worker goes on serving until its successor is ready to
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -54,7 +55,8 @@ class Upgrades:
     """Takes requests for an upgrade, one at a time, and has the installed program checked first."""
 
     processes: Processes
-    _listener: socket.socket
+    _listener: socket.socket | None
+    """Nothing where there was no room for the socket: the mount is served all the same."""
     _asker: Asker | None = None
     _pid: int = 0
     _output: int = -1
@@ -65,29 +67,38 @@ class Upgrades:
     def listen(cls, processes: Processes, run_directory: Path) -> "Upgrades":
         """Listen in the run-time directory."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        (run_directory / SUPERVISOR_SOCKET).unlink(missing_ok=True)
-        handle = os.open(run_directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            listener.bind(f"/proc/self/fd/{handle}/{SUPERVISOR_SOCKET}")
-        finally:
-            os.close(handle)
-        (run_directory / SUPERVISOR_SOCKET).chmod(0o600)
-        listener.listen(4)
+            (run_directory / SUPERVISOR_SOCKET).unlink(missing_ok=True)
+            handle = os.open(run_directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                listener.bind(f"/proc/self/fd/{handle}/{SUPERVISOR_SOCKET}")
+            finally:
+                os.close(handle)
+            (run_directory / SUPERVISOR_SOCKET).chmod(0o600)
+            listener.listen(4)
+        except OSError as error:
+            listener.close()
+            log.warning(
+                "no socket for upgrades in %s: %s; a restart of the server makes one",
+                run_directory,
+                os.strerror(error.errno or errno.EIO),
+            )
+            return cls(processes, None)
         processes.close_in_children.append(listener.fileno())
         return cls(processes, listener)
 
     @property
     def descriptors(self) -> list[int]:
         """What to wait for."""
-        waiting = [self._listener.fileno()]
+        waiting = [self._listener.fileno()] if self._listener else []
         if self._pid and self._output >= 0:
             waiting.append(self._output)
         return waiting
 
     def due(self, happened: Happened, held: handover.Held) -> Asker | None:
         """Go on with what has come; who is to be told when the mount is now to be given away."""
-        if self._listener.fileno() in happened.readable:
-            self._accept(held)
+        if self._listener and self._listener.fileno() in happened.readable:
+            self._accept(self._listener, held)
         if not self._pid:
             return None
         if self._output in happened.readable:
@@ -98,9 +109,9 @@ class Upgrades:
             self.processes.kill(self._pid)
         return None
 
-    def _accept(self, held: handover.Held) -> None:
+    def _accept(self, listener: socket.socket, held: handover.Held) -> None:
         try:
-            connection, _ = self._listener.accept()
+            connection, _ = listener.accept()
         except OSError as error:
             log.debug("nobody asks: %s", error)
             return

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from famfs_server.daemon.upgrade_client import SUPERVISOR_SOCKET
 from harness import (
     BIN,
     CLIENT_UUID,
@@ -217,6 +218,20 @@ def test_no_room_for_the_run_time_folder(site: Site, device: Path) -> None:
         assert done.stderr.splitlines() == [done.stderr.strip()]
         assert "No space left on device" in done.stderr
         assert not [record for record in site.mounts() if record.fstype.startswith("fuse")]
+
+
+def test_no_room_for_the_socket_of_upgrades(site: Site, device: Path) -> None:
+    """A mount that was usable for a moment must not go because one more name finds no room."""
+    with small_run_directory(site, 4) as folder, site.mounted(device) as mount:
+        assert not list(folder.glob(f"*/{SUPERVISOR_SOCKET}"))
+        require_service(mount)
+        done = mount.host.run(BIN / "famfs", "upgrade", mount.path)
+        assert done.returncode != 0
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        supervisor = mount.process("supervisor")
+        time.sleep(1.5)
+        require_service(mount)
+        assert mount.process("supervisor") == supervisor
 
 
 def test_no_room_for_the_control_socket(site: Site, device: Path) -> None:
