@@ -8,6 +8,7 @@ import logging
 import os
 import select
 import socket
+import stat
 import struct
 from collections import deque
 from collections.abc import Iterator
@@ -82,6 +83,10 @@ class StderrHandler(_Sender):
     def send(self, record: logging.LogRecord) -> None:
         """Write a line."""
         data = (self.format(record) + "\n").encode("utf-8", "surrogateescape")
+        if stat.S_ISREG(os.fstat(2).st_mode):
+            # Never waits for a reader, and has one position for all who write to it.
+            os.write(2, data)
+            return
         # By an open file of our own: whether writing waits is a property of the open file, which we share with the
         # caller. Opened each time, because a daemon exchanges its standard error.
         try:

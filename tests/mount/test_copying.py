@@ -23,7 +23,7 @@ SMALL_FILES = 150
 
 # cp as it is, stopped (by itself, and so at a known place) when it has handed over so many bytes.
 STOPPED_AT = """
-import os, signal, sys
+import os, signal, sys, threading
 from famfs_server.cli import cp, program
 from famfs_server.cli.source import Source
 left = int(sys.argv.pop(1))
@@ -34,7 +34,8 @@ def pieces(source, buffer):
     global left
     for piece in real(source, buffer[: 1 << 20]):
         if left <= 0:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # To this very thread: it would go on for a while if another one took the signal.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         left -= len(piece)
         yield piece
 

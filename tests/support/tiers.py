@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 # Seconds, for two slow cores; together they stay below half an hour.
-LIMITS = {"lint": 90, "unit": 240, "twin": 300, "mount": 780, "fuzz": 120, "vm": 480, "dax": 900}
+LIMITS = {"lint": 90, "unit": 240, "twin": 300, "mount": 900, "fuzz": 120, "vm": 480, "dax": 900}
 LONG_FACTOR = 10
 
 # Never run unless named: it destroys what is on the device that FAMFS_TEST_DAX names.

@@ -7,6 +7,8 @@ import os
 import resource
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,3 +148,20 @@ def test_syslog_that_does_not_read_holds_nobody_up(logger: logging.Logger, tmp_p
         listener.bind(str(path))
         logger.error("started again")
         assert listener.recv(1000) == b"<27>famfs-server[%d]: started again" % os.getpid()
+
+
+def test_a_file_for_standard_error_has_every_line_in_its_order(tmp_path: Path) -> None:
+    """Also where the caller's shell opened it without O_APPEND, and others write to it."""
+    code = """
+import logging, os
+from famfs_server.daemon.logs import StderrHandler
+logger = logging.getLogger("test")
+logger.addHandler(StderrHandler())
+for number in range(3):
+    logger.warning("logged %d", number)
+    os.write(2, b"printed %d\\n" % number)
+"""
+    with (tmp_path / "log").open("wb") as output:
+        subprocess.run([sys.executable, "-c", code], stderr=output, check=True, timeout=30)
+    said = [line.rpartition(": ")[2] for line in (tmp_path / "log").read_text().splitlines()]
+    assert said == [f"{what} {number}" for number in range(3) for what in ("logged", "printed")]
