@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes as people read them."""
+"""Sizes as people read and write them."""
 
 _UNITS = "KMGTPE"
+SUFFIXES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+"""What may stand behind the number of a size, in lower case, and its factor."""
 
 
 def human_size(size: int) -> str:

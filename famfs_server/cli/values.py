@@ -8,7 +8,8 @@ from uuid import UUID
 
 import click
 
-_SUFFIXES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+from famfs_server.sizes import SUFFIXES
+
 _SIZE = re.compile(r"(0x[0-9a-f]+|[0-9]+)([kmg]?)", re.IGNORECASE | re.ASCII)
 _LARGEST_SIZE = (1 << 63) - 1
 _LARGEST_ID = (1 << 32) - 2
@@ -30,7 +31,7 @@ def parse_size(text: str) -> int:
             number = int(digits, 8 if len(digits) > 1 and digits[0] == "0" else 10)
     except ValueError:
         raise ValueError(f"{text!r} is not a size: a number that begins with 0 is octal") from None
-    size = number * _SUFFIXES[suffix]
+    size = number * SUFFIXES[suffix]
     if size > _LARGEST_SIZE:
         raise ValueError(f"{text!r} is larger than any file can be")
     return size

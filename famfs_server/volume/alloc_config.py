@@ -15,11 +15,11 @@ from typing import Any
 
 from famfs_server.errors import UsageError
 from famfs_server.omf import layout
+from famfs_server.sizes import SUFFIXES
 from famfs_server.volume.space import Interleave
 
 _SECTION = "interleaved_alloc"
 _KEYS = frozenset({"nbuckets", "nstrips", "chunk_size"})
-_FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _LARGEST_FILE = 1 << 16
 
 
@@ -56,7 +56,7 @@ def _number(section: dict[Any, Any], key: str, default: int = 0) -> int:
     found = re.fullmatch(r"(\d+)([kKmMgG]?)", value) if isinstance(value, str) and key == "chunk_size" else None
     if found is None:
         raise UsageError(f"{key} must be a whole number{' such as 2M' if key == 'chunk_size' else ''}, not {value!r}")
-    return int(found[1]) * _FACTORS[found[2].lower()]
+    return int(found[1]) * SUFFIXES[found[2].lower()]
 
 
 class AllocConfig:

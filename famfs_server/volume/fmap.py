@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arithmetic on extent maps: from a place in a file to places on devices (docs/format.md 6.4, docs/protocol.md 6.4)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,13 @@ def runs(fmap: Fmap, offset: int, length: int) -> Iterator[Extent]:
 
     The caller has cut the range to the file's size. Bytes that no extent holds end the sequence early.
     """
+    return joined(_pieces(fmap, offset, length))
+
+
+def joined(pieces: Iterable[Extent]) -> Iterator[Extent]:
+    """Device ranges in their order, those that follow one another on one device as one."""
     pending: Extent | None = None
-    for piece in _pieces(fmap, offset, length):
+    for piece in pieces:
         if pending and (piece.device, piece.offset) == (pending.device, pending.offset + pending.length):
             pending = Extent(pending.device, pending.offset, pending.length + piece.length)
             continue

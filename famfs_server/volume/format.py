@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Making and unmaking a file system: what mkfs decides before it writes, and then writes (docs/format.md 4)."""
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from uuid import UUID, uuid4
 
 from famfs_server.errors import DeviceError, ExistsError, MediaError, RoleError, UsageError
@@ -33,8 +33,7 @@ def check_overwrite(memory: DeviceMemory, device: str, host: UUID | None, *, for
         raise RoleError(
             f"Device {device} has a superblock owned by another host. Run mkfs.famfs there, or use -f to take it over"
         )
-    if memory.size < layout.MIN_DEVICE_SIZE:
-        raise DeviceError(f"{device}: unsupported memory device size (<4GiB): {memory.size} bytes")
+    _require_size(memory, device)
     if not force and found.state is not SuperblockState.ABSENT:
         detail = "" if valid else f" ({found.problem.split(';')[0]})"
         raise ExistsError(f"Device {device} already has a famfs superblock{detail}; use -f to overwrite it")
@@ -62,11 +61,7 @@ def make_filesystem(
         device_size=memory.size,
         device_path=device,
     )
-    append.run(steps, memory)
-    found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize))
-    if found.state is not SuperblockState.VALID or found.superblock is None:
-        raise MediaError(f"{device}: what was written did not stay; the device is not writable")
-    return found.superblock
+    return _written(steps, memory, device, SuperblockState.VALID)
 
 
 def check_addition(
@@ -77,8 +72,7 @@ def check_addition(
     Size and overwriting as for mkfs (format 4.2), but for a superblock of the file system itself: that of a device in
     its table is never overwritten. Raises DeviceError or ExistsError.
     """
-    if memory.size < layout.MIN_DEVICE_SIZE:
-        raise DeviceError(f"{device}: unsupported memory device size (<4GiB): {memory.size} bytes")
+    _require_size(memory, device)
     if align % layout.ALLOC_UNIT:
         raise DeviceError(f"{device}: is aligned to {align} bytes; extents need multiples of 2 MiB")
     found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize))
@@ -101,9 +95,19 @@ def prepare_device(
         device_size=memory.size,
         device_path=device,
     )
+    return _written(steps, memory, device, SuperblockState.SECONDARY)
+
+
+def _require_size(memory: DeviceMemory, device: str) -> None:
+    if memory.size < layout.MIN_DEVICE_SIZE:
+        raise DeviceError(f"{device}: unsupported memory device size (<4GiB): {memory.size} bytes")
+
+
+def _written(steps: Iterator[append.Step], memory: DeviceMemory, device: str, state: SuperblockState) -> Superblock:
+    """Do the steps, and give the superblock that is there then. Raises MediaError unless it is in `state`."""
     append.run(steps, memory)
     found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize))
-    if found.state is not SuperblockState.SECONDARY or found.superblock is None:
+    if found.state is not state or found.superblock is None:
         raise MediaError(f"{device}: what was written did not stay; the device is not writable")
     return found.superblock
 

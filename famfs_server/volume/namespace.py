@@ -176,19 +176,19 @@ class Namespace:
         os.ftruncate(fd, 0)
         namespace = cls(fd, capacity)
         namespace._set_key(os.urandom(16))
-        namespace._header[_PUBLISHED] = FIRST_NODEID
         namespace.mode[ROOT] = S_IFDIR | 0o755
         namespace.parent[ROOT] = ROOT
-        namespace.mode[META] = S_IFDIR | 0o755
-        namespace.attach(META, ROOT, META_NAME)
-        for nodeid, name, offset, length in (
-            (META_SUPERBLOCK, b".superblock", layout.SUPERBLOCK_OFFSET, layout.SUPERBLOCK_REGION),
-            (META_LOG, b".log", layout.LOG_OFFSET, log_length),
-        ):
-            namespace.mode[nodeid] = S_IFREG | 0o444
-            namespace.size[nodeid] = length
-            namespace.set_fmap(nodeid, Fmap((Extent(0, offset, length),)))
-            namespace.attach(nodeid, META, name)
+        superblock = Fmap((Extent(0, layout.SUPERBLOCK_OFFSET, layout.SUPERBLOCK_REGION),))
+        log = Fmap((Extent(0, layout.LOG_OFFSET, log_length),))
+        namespace.enter(
+            META,
+            [
+                NewNode(ROOT, META_NAME, S_IFDIR | 0o755, 0, 0, 0, Fmap(())),
+                NewNode(META, b".superblock", S_IFREG | 0o444, 0, 0, layout.SUPERBLOCK_REGION, superblock),
+                NewNode(META, b".log", S_IFREG | 0o444, 0, 0, log_length, log),
+            ],
+        )
+        namespace.publish(FIRST_NODEID)
         namespace._header[_VOLUME] = volume
         namespace._header[_CAPACITY] = capacity
         namespace._header[_IDENTITY] = IDENTITY
@@ -257,7 +257,8 @@ class Namespace:
         self.dirents: Callable[[int, int], bytes] = index.dirents
         """READDIR records (protocol 6.2) of a node and its later siblings, as many as fit into that many bytes."""
         self.link: Callable[[int, int, bytes], bool] = index.link
-        """The last step of `attach`, for callers that have stored the name already."""
+        """Make a node (the first argument), all of whose other columns are set and whose name is stored, reachable in a
+        directory by that name; False if it is another node's."""
 
     def close(self) -> None:
         """Let go of the memfd. Columns must not be used afterwards."""
@@ -388,17 +389,6 @@ class Namespace:
 
     # -- growing (under the volume's lock) ------------------------------------------------------
 
-    def set_fmap(self, nodeid: int, fmap: Fmap) -> None:
-        """Store the extents of a file that is not reachable yet."""
-        start = self.reserve_extents(len(fmap.extents))
-        words, at = self._extent_words, 3 * start
-        for extent in fmap.extents:
-            words[at], words[at + 1], words[at + 2] = extent
-            at += 3
-        self.extent_start[nodeid] = start
-        self.extent_count[nodeid] = len(fmap.extents)
-        self.chunk[nodeid] = fmap.chunk_size
-
     def reserve_extents(self, count: int) -> int:
         """Room for `count` more extents; the first row of it."""
         start = self._header[_EXTENTS_USED]
@@ -466,12 +456,6 @@ class Namespace:
             self.link(nodeid, parent, name)
         self.publish(new.stop)
         return new
-
-    def attach(self, nodeid: int, parent: int, name: bytes) -> bool:
-        """Make a node, all of whose other columns are set, reachable as `name` in `parent`; False if that exists."""
-        self.name_offset[nodeid] = self.store_names(name)
-        self.name_length[nodeid] = len(name)
-        return self.link(nodeid, parent, name)
 
     def skip(self, nodeid: int, fault: Fault) -> None:
         """Record that the entry of `nodeid` is not shown, and why."""

@@ -20,9 +20,9 @@ from stat import S_IFREG
 import numpy as np
 
 from famfs_server.errors import ExistsError, FamfsError, NoSpaceError
-from famfs_server.omf import layout
 from famfs_server.omf.log import Extent, Fmap
 from famfs_server.volume.namespace import PROVISIONAL_ROWS
+from famfs_server.volume.space import whole_units
 from famfs_server.volume.volume import NewFile, Volume, whole_pages
 
 log = logging.getLogger(__name__)
@@ -289,7 +289,7 @@ class Provisional:
         The space doubles, so that growing stays cheap."""
         space = self._volume.space
         extent = self._extent(row)
-        need = -(-end // layout.ALLOC_UNIT) * layout.ALLOC_UNIT
+        need = whole_units(end)
         if extent is None:
             extent = space.allocate(need).extents[0]
         elif need > extent.length:
@@ -329,7 +329,7 @@ class Provisional:
         """Give back what a growing file had reserved beyond its size."""
         extent = self._extent(row)
         assert extent is not None
-        length = -(-size // layout.ALLOC_UNIT) * layout.ALLOC_UNIT
+        length = whole_units(size)
         if length < extent.length:
             rest = Extent(extent.device, extent.offset + length, extent.length - length)
             self._volume.space.free_again(Fmap((rest,)))

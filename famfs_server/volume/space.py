@@ -137,6 +137,12 @@ class Interleave:
             raise UsageError(f"{self.buckets} buckets on a device of {device_size} bytes are smaller than 1 GiB each")
 
 
+def whole_units(size: int) -> int:
+    """The bytes that a contiguous file of `size` bytes takes: rounded up to 2 MiB even where the unit is 4096, as every
+    writer does (format 6.2)."""
+    return -(-size // layout.ALLOC_UNIT) * layout.ALLOC_UNIT
+
+
 def is_chunk_size(chunk_size: int, alloc_unit: int) -> bool:
     """Whether files may be striped in chunks of that many bytes (format 1.6)."""
     return chunk_size > 0 and chunk_size & (chunk_size - 1) == 0 and chunk_size % alloc_unit == 0
@@ -264,7 +270,7 @@ class Space:
         """
         maps: list[Fmap] = []
         if len(wanted) > 1 and not any(interleave for _, interleave in wanted):
-            lengths = [-(-size // layout.ALLOC_UNIT) * layout.ALLOC_UNIT for size, _ in wanted]
+            lengths = [whole_units(size) for size, _ in wanted]
             at = self._usable[0].first_fit(sum(lengths), self._cursors[0], self._usable[0].end)
             if at is not None:
                 self.own((Extent(0, at, sum(lengths)),))
@@ -306,8 +312,7 @@ class Space:
 
     def _allocate_run(self, size: int) -> Extent:
         """One extent on the first device that has room for it (format 6.2)."""
-        # Lengths are rounded up to 2 MiB even where the unit is 4096, as every writer does (format 6.2).
-        length = -(-size // layout.ALLOC_UNIT) * layout.ALLOC_UNIT
+        length = whole_units(size)
         for device in self._candidates():
             runs, cursor = self._usable[device], self._cursors[device]
             at = runs.first_fit(length, cursor, runs.end)

@@ -478,20 +478,11 @@ class Volume:
     def fresh(self, files: Sequence[NewFile], maps: Sequence[Fmap]) -> Iterator[Extent]:
         """What must be zeroed of new files' space: what their mappings show, or, where that costs no more, all of it
         in as few pieces as possible."""
-        if not self._memory.sparse:
+        if self._memory.sparse:
+            yield from fmap_arithmetic.joined(extent for fmap in maps for extent in fmap.extents)
+        else:
             for new, fmap in zip(files, maps, strict=True):
                 yield from fmap_arithmetic.runs(fmap, 0, whole_pages(new.size))
-            return
-        device, start, end = 0, 0, 0
-        for fmap in maps:
-            for extent in fmap.extents:
-                if (extent.device, extent.offset) != (device, end):
-                    if end > start:
-                        yield Extent(device, start, end - start)
-                    device, start, _ = extent
-                end = extent.offset + extent.length
-        if end > start:
-            yield Extent(device, start, end - start)
 
     def _free(self, maps: Sequence[Fmap]) -> None:
         for fmap in maps:

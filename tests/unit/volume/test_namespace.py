@@ -30,7 +30,8 @@ def tree() -> Iterator[Namespace]:
 def add(tree: Namespace, parent: int, name: bytes, *, directory: bool) -> tuple[int, bool]:
     nodeid = tree.published
     tree.mode[nodeid] = (S_IFDIR if directory else S_IFREG) | 0o644
-    linked = tree.attach(nodeid, parent, name)
+    tree.name_offset[nodeid], tree.name_length[nodeid] = tree.store_names(name), len(name)
+    linked = tree.link(nodeid, parent, name)
     if not linked:
         tree.skip(nodeid, Fault.DUPLICATE)
     tree.publish(nodeid + 1)
