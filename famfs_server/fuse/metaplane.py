@@ -8,7 +8,6 @@ in the superblock, which that process has opened first.
 
 import errno
 import logging
-import os
 import stat
 from collections.abc import Callable
 
@@ -17,12 +16,12 @@ from famfs_server.fuse.abi import Opcode
 from famfs_server.fuse.dialects import Decision
 from famfs_server.fuse.filesystem import refusal
 from famfs_server.fuse.fmap_replies import device_name, simple_map
+from famfs_server.fuse.requests import NO_REPLY, reply
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.namespace import Namespace
 
 log = logging.getLogger(__name__)
 
-_NO_REPLY = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
 _REFUSED_FOR_EVER = frozenset({Opcode.FLUSH, Opcode.INTERRUPT, Opcode.STATX})
 """What is ENOSYS later too; the kernel does not ask again."""
 
@@ -50,7 +49,7 @@ class MetaPlane:
     def answer(self, request: bytes) -> bytes:
         """The reply to one request as the kernel sent it; empty where none is due."""
         length, opcode, unique, nodeid, *_ = abi.IN_HEADER.unpack_from(request)
-        if opcode in _NO_REPLY:
+        if opcode in NO_REPLY:
             return b""
         try:
             if length != len(request):
@@ -114,8 +113,4 @@ class MetaPlane:
 def serve(plane: MetaPlane, fuse: int, data: bytes) -> None:
     """Answer one request on a connection; a reply that comes too late is dropped."""
     if answer := plane.answer(data):
-        try:
-            os.write(fuse, answer)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
-                raise
+        reply(fuse, answer)

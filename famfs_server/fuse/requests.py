@@ -61,10 +61,6 @@ REQUEST: Final = Struct("<IIQQ")
 _MAKING: Final[dict[int, int]] = {Opcode.MKDIR: abi.MKDIR_IN.size, Opcode.CREATE: abi.CREATE_IN.size}
 """Requests that make a name, and the bytes of their bodies before it."""
 
-_DOTS: Final = 2 * abi.dirent_size(2)
-_PLUS_DOTS: Final = 2 * abi.direntplus_size(2)
-"""Bytes that the records of `.` and `..` take."""
-
 _NSEC = 10**9
 _SIGN: Final = 1 << 63
 _KNOWN: Final = frozenset(map(int, Opcode))
@@ -399,16 +395,16 @@ class RequestPlane:
         fs.opendir(nodeid)
         if cookie < DOTDOT:
             fs.follow()
-        one_by_one, dots_size = (self._plus_records, _PLUS_DOTS) if plus else (self._records, _DOTS)
+        dots_size = 2 * (abi.direntplus_size(2) if plus else abi.dirent_size(2))
         if fs.has_provisional or cookie >= FIRST_PROVISIONAL or (cookie < DOTDOT and size < dots_size):
-            records, used = one_by_one(nodeid, cookie, size)
+            records, used = self._records(nodeid, cookie, size, plus=plus)
             reply(self._fuse, b"".join([abi.OUT_HEADER.pack(16 + used, 0, unique), *records]))
             return
         dots = b""
         first = cookie < DOTDOT
         if first:
             # `.` and `..` depend on who asks for what is left of them; they are made one by one.
-            records, used = one_by_one(nodeid, cookie, dots_size)
+            records, used = self._records(nodeid, cookie, dots_size, plus=plus)
             dots, size, cookie = b"".join(records), size - used, DOTDOT
         data = self._described(nodeid, cookie, size, first=first) if plus else fs.dirents(nodeid, cookie, size)
         total = 16 + len(dots) + len(data)
@@ -423,39 +419,33 @@ class RequestPlane:
             self._window = window = Window(self._fs, directory, cookie, count=count)
         return window.take(cookie, size)
 
-    def _records(self, directory: int, cookie: int, size: int) -> tuple[list[bytes], int]:
-        """READDIR records one by one, and the bytes that they take."""
-        fs, mode = self._fs, self._tree.mode
+    def _records(self, directory: int, cookie: int, size: int, *, plus: bool) -> tuple[list[bytes], int]:
+        """Records of a listing one by one, and the bytes that they take."""
+        size_of, head = (abi.direntplus_size, self._plus_head) if plus else (abi.dirent_size, self._head)
         records: list[bytes] = []
         room = size
-        for place, node, name in fs.entries(directory, cookie):
-            need = abi.dirent_size(len(name))
+        for place, node, name in self._fs.entries(directory, cookie):
+            need = size_of(len(name))
             if need > room:
                 break
             room -= need
-            head = abi.DIRENT.pack(node, place, len(name), mode[fs.row(node)] >> 12)
-            records.append((head + name).ljust(need, b"\0"))
+            records.append((head(place, node, len(name)) + name).ljust(need, b"\0"))
         return records, size - room
 
-    def _plus_records(self, directory: int, cookie: int, size: int) -> tuple[list[bytes], int]:
-        """READDIRPLUS records one by one, and the bytes that they take."""
+    def _head(self, place: int, node: int, length: int) -> bytes:
+        """A READDIR record without its name."""
+        return abi.DIRENT.pack(node, place, length, self._tree.mode[self._fs.row(node)] >> 12)
+
+    def _plus_head(self, place: int, node: int, length: int) -> bytes:
+        """A READDIRPLUS record without its name; the kernel knows the node from then on."""
         fs = self._fs
-        records: list[bytes] = []
-        room = size
-        for place, node, name in fs.entries(directory, cookie):
-            need = abi.direntplus_size(len(name))
-            if need > room:
-                break
-            room -= need
-            # The kernel takes no reference on `.` and `..`, so they carry no nodeid.
-            entry = node if place > DOTDOT else 0
-            fs.remember(entry)
-            attributes = fs.attr(node)
-            timeout = fs.timeout(node)
-            kind = attributes[9] >> 12
-            head = abi.DIRENTPLUS.pack(entry, 0, timeout, timeout, 0, 0, *attributes, node, place, len(name), kind)
-            records.append((head + name).ljust(need, b"\0"))
-        return records, size - room
+        # The kernel takes no reference on `.` and `..`, so they carry no nodeid.
+        entry = node if place > DOTDOT else 0
+        fs.remember(entry)
+        attributes = fs.attr(node)
+        timeout = fs.timeout(node)
+        kind = attributes[9] >> 12
+        return abi.DIRENTPLUS.pack(entry, 0, timeout, timeout, 0, 0, *attributes, node, place, length, kind)
 
     # -- extent maps ----------------------------------------------------------------------------
 
