@@ -13,7 +13,6 @@ import logging
 import os
 import select
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,9 +256,7 @@ class Bootstrap:
             finally:
                 os.close(private)
             theirs.close()
-            deadline = time.monotonic() + OPEN_SECONDS
-            while time.monotonic() < deadline:
-                happened = self.processes.wait(ours.fileno(), timeout=deadline - time.monotonic())
+            for happened in self.processes.during(OPEN_SECONDS, ours.fileno()):
                 if server in happened.ended:
                     raise MountError(_SERVER_FAILED)
                 if happened.readable:
@@ -285,9 +282,7 @@ class Bootstrap:
 
     def _await_end(self, server: int) -> None:
         """The process that answers ends by itself; only then may another one read the connection."""
-        deadline = time.monotonic() + OPEN_SECONDS
-        while time.monotonic() < deadline:
-            happened = self.processes.wait(timeout=deadline - time.monotonic())
+        for happened in self.processes.during(OPEN_SECONDS):
             if server in happened.ended:
                 if happened.ended[server]:
                     raise MountError(_SERVER_FAILED)

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from urllib.parse import parse_qsl
 import h11
 import trio
 
-from famfs_server.daemon import upload
+from famfs_server.daemon import local_socket, upload
 from famfs_server.daemon.control_client import SOCKET_NAME
 from famfs_server.daemon.control_requests import (
     HttpError,
@@ -52,7 +51,6 @@ from famfs_server.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
-_PEERCRED = struct.Struct("3i")
 _AT_ONCE = 500
 """Nodes that are gone through before others may have the interpreter."""
 _WATCH_SECONDS = 0.05
@@ -157,7 +155,7 @@ class ControlServer:
             self._connections -= 1
 
     async def _talk(self, stream: trio.SocketStream) -> None:
-        uid = _peer_uid(stream)
+        uid = local_socket.peer_uid(stream.socket)
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.header)
         while True:
             reply: Reply | None = None
@@ -411,21 +409,11 @@ async def listen(directory: Path, *, public: bool = False) -> trio.SocketListene
     with contextlib.suppress(FileNotFoundError):
         (directory / SOCKET_NAME).unlink()
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    # A socket's address has 108 bytes; by way of a descriptor the directory's path may be longer.
-    handle = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        await listener.bind(f"/proc/self/fd/{handle}/{SOCKET_NAME}")
-    finally:
-        os.close(handle)
+    with local_socket.address(directory, SOCKET_NAME) as address:
+        await listener.bind(address)
     (directory / SOCKET_NAME).chmod(0o666 if public else 0o600)
     listener.listen(64)
     return trio.SocketListener(listener)
-
-
-def _peer_uid(stream: trio.SocketStream) -> int:
-    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    uid: int = _PEERCRED.unpack(raw)[1]
-    return uid
 
 
 def _query(request: h11.Request) -> dict[str, str]:

@@ -18,6 +18,7 @@ from uuid import UUID
 import h11
 
 from famfs_server import errors
+from famfs_server.daemon import local_socket
 from famfs_server.errors import FamfsError
 
 SOCKET_NAME = "sock"
@@ -183,12 +184,8 @@ class ControlClient:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             connection.settimeout(self._seconds)
-            # A socket's address has 108 bytes; by way of a descriptor the directory's path may be longer.
-            directory = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                connection.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
-            finally:
-                os.close(directory)
+            with local_socket.address(self.directory, SOCKET_NAME) as address:
+                connection.connect(address)
         except BaseException:
             connection.close()
             raise

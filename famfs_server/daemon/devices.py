@@ -29,6 +29,32 @@ CACHE_NAME = "devices.json"
 _MESSAGE = 1 << 16
 
 
+def describe_open(device: DaxDevice) -> dict[str, Any]:
+    """What another process needs to know of an open device beside its descriptor, as JSON knows it."""
+    return {
+        "path": device.path,
+        "mode": device.mode.name,
+        "size": device.size,
+        "align": device.align,
+        "writable": device.writable,
+    }
+
+
+def reopened(facts: dict[str, Any], descriptor: int) -> DaxDevice:
+    """The device that `describe_open` told of. Raises KeyError or TypeError for anything else."""
+    mode = Mode[facts["mode"]]
+    return DaxDevice(facts["path"], descriptor, mode, facts["size"], facts["align"], writable=facts["writable"])
+
+
+def push(fuse: int, number: int, device: DaxDevice, slot: int) -> int:
+    """Hand a device to a kernel that wants it pushed, by ioctl `number`; the errno that it is refused with, or 0."""
+    try:
+        fcntl.ioctl(fuse, number, BACKING_MAP.pack(device.fd, 0, slot))
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
 @dataclass(slots=True)
 class DeviceKeeper:
     """The supervisor's hold of the further devices. Descriptors in `open` are inherited by whoever it forks."""
@@ -68,7 +94,7 @@ class DeviceKeeper:
     def _reply(self, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         uuid = UUID(request["uuid"])
         if "slot" in request:
-            return self._push(self.open[uuid], request["slot"], request["ioctl"]), []
+            return {"errno": push(self.fuse, request["ioctl"], self.open[uuid], request["slot"])}, []
         try:
             device = self.open.get(uuid) or self.finder.find(UUID(request["volume"]), uuid, request["hint"])
         except FamfsError as error:
@@ -76,16 +102,7 @@ class DeviceKeeper:
         except OSError as error:
             return {"error": f"cannot look for it: {error}"}, []
         self.open[uuid] = device
-        facts = {"path": device.path, "mode": device.mode.name, "size": device.size, "align": device.align}
-        return facts, [device.fd]
-
-    def _push(self, device: DaxDevice, slot: int, number: int) -> dict[str, Any]:
-        """Hand a device to a kernel that wants it pushed."""
-        try:
-            fcntl.ioctl(self.fuse, number, BACKING_MAP.pack(device.fd, 0, slot))
-        except OSError as error:
-            return {"errno": error.errno or errno.EIO}
-        return {"errno": 0}
+        return describe_open(device), [device.fd]
 
     def close(self) -> None:
         """Close everything; the locks end with the last process that inherited them."""
@@ -123,8 +140,7 @@ class DeviceLink:
         answer, descriptors = self._exchange({"uuid": str(uuid), "volume": str(self._volume), "hint": hint})
         if "error" in answer:
             raise DeviceError(answer["error"])
-        mode = Mode[answer["mode"]]
-        return DaxDevice(answer["path"], descriptors[0], mode, answer["size"], answer["align"], writable=True)
+        return reopened(answer, descriptors[0])
 
     def push(self, uuid: UUID, slot: int, dialect: Dialect) -> None:
         """Have an attached device handed to the kernel as number `slot`. Raises NegotiationError where it is refused,

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from famfs_server.daemon import options as mount_options
 from famfs_server.daemon.bootstrap import OwnFiles
+from famfs_server.daemon.devices import describe_open, reopened
 from famfs_server.daemon.metafiles import MetaFiles
 from famfs_server.daemon.options import MountOptions
 from famfs_server.daemon.worker import Negotiated, negotiated, ready_message
@@ -76,8 +77,8 @@ class Held:
             "version": VERSION,
             "layouts": {"record": RECORD_LAYOUT, "namespace": IDENTITY},
             "options": mount_options.encode(self.options),
-            "device": _facts(self.device),
-            "further": {str(uuid): _facts(device) for uuid, device in self.further.items()},
+            "device": describe_open(self.device),
+            "further": {str(uuid): describe_open(device) for uuid, device in self.further.items()},
             "host": None if self.host is None else str(self.host),
             "max_write": self.session.max_write,
             "run_directory": os.fspath(self.run_directory),
@@ -100,7 +101,7 @@ class Held:
         try:
             return cls(
                 mount_options.decode(document["options"]),
-                _device(document["device"], device),
+                reopened(document["device"], device),
                 None if document["host"] is None else UUID(document["host"]),
                 Session(
                     fuse,
@@ -116,7 +117,7 @@ class Held:
                 document["background"],
                 _own_files(document["meta"], descriptors),
                 {
-                    UUID(uuid): _device(facts, descriptors[_device_name(UUID(uuid))])
+                    UUID(uuid): reopened(facts, descriptors[_device_name(UUID(uuid))])
                     for uuid, facts in document["further"].items()
                 },
             )
@@ -126,21 +127,6 @@ class Held:
 
 def _device_name(uuid: UUID) -> str:
     return f"device.{uuid}"
-
-
-def _facts(device: DaxDevice) -> dict[str, Any]:
-    return {
-        "path": device.path,
-        "mode": device.mode.name,
-        "size": device.size,
-        "align": device.align,
-        "writable": device.writable,
-    }
-
-
-def _device(facts: dict[str, Any], descriptor: int) -> DaxDevice:
-    mode = Mode[facts["mode"]]
-    return DaxDevice(facts["path"], descriptor, mode, facts["size"], facts["align"], writable=facts["writable"])
 
 
 def _own_files(described: dict[str, Any] | None, descriptors: dict[str, int]) -> OwnFiles | None:

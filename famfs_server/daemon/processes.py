@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import prctl
@@ -138,6 +138,12 @@ class Processes:
             # What a child said before it died may have come only while somebody who listens was busy.
             readable.update(select.select(descriptors, [], [], 0)[0])
         return Happened(frozenset(signals), ended, frozenset(readable))
+
+    def during(self, seconds: float, *descriptors: int) -> Iterator[Happened]:
+        """`wait` again and again, until so much time is over."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            yield self.wait(*descriptors, timeout=left)
 
     def listen(self, source: socket.socket, handle: Callable[[], bool]) -> None:
         """Have every `wait` call `handle` when `source` becomes readable, until it says False."""

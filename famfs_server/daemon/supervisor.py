@@ -6,14 +6,11 @@ children share its fate: a probe that opens a file before anybody else can, and 
 the supervisor is killed (decisions 17).
 """
 
-import errno
-import fcntl
 import logging
 import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +23,7 @@ from famfs_server import __version__, privileges
 from famfs_server.daemon import bootstrap, handover, worker
 from famfs_server.daemon.bootstrap import MountWatch, OwnFiles
 from famfs_server.daemon.detaching import detach, is_mounted, remove_run_directory, unmount
-from famfs_server.daemon.devices import DeviceKeeper
+from famfs_server.daemon.devices import DeviceKeeper, push
 from famfs_server.daemon.handover import Held
 from famfs_server.daemon.liveness import HUNG_SECONDS, MAX_DEATHS, Beat, Deaths, Pulse
 from famfs_server.daemon.notify import ServiceManager
@@ -37,7 +34,6 @@ from famfs_server.daemon.upgrade import Asker, Upgrades, program
 from famfs_server.daemon.worker import Negotiated
 from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.errors import FamfsError, MountError
-from famfs_server.fuse.abi import BACKING_MAP
 from famfs_server.fuse.dialects import settle
 from famfs_server.fuse.mountapi import DetachedMount
 from famfs_server.fuse.session import Session
@@ -116,12 +112,7 @@ class Supervisor:
             self.ready()
             self._hold_on(held, served)
         finally:
-            self._let_go()
-            os.close(fuse)
-            self._processes.end()
-            self.devices.close()
-            if not self._leaving:
-                remove_run_directory(self.run_directory)
+            self._end(fuse)
 
     @classmethod
     def go_on(cls, held: Held, manager: ServiceManager, predecessor: Predecessor | None, *, store: bool) -> None:
@@ -157,18 +148,22 @@ class Supervisor:
             self._processes.kill(served)
             self._hold_on(held, served)
         finally:
-            self._let_go()
-            os.close(held.session.fuse)
-            self._processes.end()
-            self.devices.close()
-            if not self._leaving:
-                remove_run_directory(self.run_directory)
+            self._end(held.session.fuse)
 
     def _begin(self) -> None:
         prctl.set_name("famfs-supervisor")
         privileges.prefer_survival()
         dump_on_signal(self.run_directory, background=self.background)
         self._processes.catch_signals()
+
+    def _end(self, fuse: int) -> None:
+        """Give everything back: the connection, the children, the devices."""
+        self._let_go()
+        os.close(fuse)
+        self._processes.end()
+        self.devices.close()
+        if not self._leaving:
+            remove_run_directory(self.run_directory)
 
     def _mount(self, session: Session) -> tuple[int, Held]:
         """Make the mount and attach it once it is known to work; the worker, and what is held now."""
@@ -299,12 +294,8 @@ class Supervisor:
         dialect = agreed.decision.dialect
         if dialect is None or dialect.push_ioctl is None:
             return
-        try:
-            result = fcntl.ioctl(fuse, dialect.push_ioctl, BACKING_MAP.pack(self.device.fd, 0, 0))
-        except OSError as error:
-            settle((dialect,), -(error.errno or errno.EIO))
-        else:
-            log.debug("the kernel took %s as device 0: %r", self.device.path, result)
+        settle((dialect,), -push(fuse, dialect.push_ioctl, self.device, 0))
+        log.debug("the kernel took %s as device 0", self.device.path)
 
     def _probe(self, fuse: int, mount: DetachedMount) -> None:
         """Open a file through the detached mount, as the first user will (findings 1.1).
@@ -325,9 +316,7 @@ class Supervisor:
             return 0 if int.from_bytes(magic, "little") == layout.SUPERBLOCK_MAGIC else 3
 
         pid = self._processes.fork("probe", open_superblock)
-        deadline = time.monotonic() + PROBE_SECONDS
-        while time.monotonic() < deadline:
-            happened = self._processes.wait(timeout=deadline - time.monotonic())
+        for happened in self._processes.during(PROBE_SECONDS):
             # The worker's death first: it may come with the probe's, and nobody hears of it again.
             if happened.ended.keys() - {pid}:
                 raise MountError("the serving process ended during the self-test")

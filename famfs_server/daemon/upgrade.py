@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import socket
-import struct
 import sys
 import time
 from dataclasses import dataclass, field
@@ -21,14 +20,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from famfs_server import __version__
-from famfs_server.daemon import handover
+from famfs_server.daemon import handover, local_socket
 from famfs_server.daemon.processes import Happened, Processes
 from famfs_server.daemon.upgrade_client import SUPERVISOR_SOCKET
 
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 60.0
-_PEERCRED = struct.Struct("3i")
 _LARGEST = 1 << 16
 
 
@@ -69,11 +67,8 @@ class Upgrades:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             (run_directory / SUPERVISOR_SOCKET).unlink(missing_ok=True)
-            handle = os.open(run_directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                listener.bind(f"/proc/self/fd/{handle}/{SUPERVISOR_SOCKET}")
-            finally:
-                os.close(handle)
+            with local_socket.address(run_directory, SUPERVISOR_SOCKET) as address:
+                listener.bind(address)
             (run_directory / SUPERVISOR_SOCKET).chmod(0o600)
             listener.listen(4)
         except OSError as error:
@@ -116,8 +111,7 @@ class Upgrades:
             log.debug("nobody asks: %s", error)
             return
         asker = Asker(connection)
-        uid = _PEERCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size))[1]
-        if uid not in (0, os.geteuid()):
+        if local_socket.peer_uid(connection) not in (0, os.geteuid()):
             asker.tell(error="only root may have the server upgraded")
         elif self._pid:
             asker.tell(error="an upgrade is under way already")

@@ -2,10 +2,10 @@
 """Asking a mount's supervisor to hand the mount over to the program that is installed now."""
 
 import json
-import os
 import socket
 from typing import Any
 
+from famfs_server.daemon import local_socket
 from famfs_server.errors import HandoverError
 
 SUPERVISOR_SOCKET = "supervisor"
@@ -18,19 +18,17 @@ _LARGEST = 1 << 16
 def ask(run_directory: str) -> dict[str, Any]:
     """Ask the supervisor of a mount for an upgrade; what came of it. Raises HandoverError, and nothing has changed then
     unless the line says so."""
-    directory = os.open(run_directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
-            connection.settimeout(ANSWER_SECONDS)
-            # There is one thing to ask for here, so asking is to connect.
-            connection.connect(f"/proc/self/fd/{directory}/{SUPERVISOR_SOCKET}")
-            answer = connection.recv(_LARGEST)
-    except TimeoutError:
-        raise HandoverError(f"the server did not answer within {ANSWER_SECONDS:.0f} seconds; see its log") from None
-    except OSError as error:
-        raise HandoverError(f"cannot reach the server's supervisor: {error.strerror}") from error
-    finally:
-        os.close(directory)
+    with local_socket.address(run_directory, SUPERVISOR_SOCKET) as address:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
+                connection.settimeout(ANSWER_SECONDS)
+                # There is one thing to ask for here, so asking is to connect.
+                connection.connect(address)
+                answer = connection.recv(_LARGEST)
+        except TimeoutError:
+            raise HandoverError(f"the server did not answer within {ANSWER_SECONDS:.0f} seconds; see its log") from None
+        except OSError as error:
+            raise HandoverError(f"cannot reach the server's supervisor: {error.strerror}") from error
     if not answer:
         raise HandoverError("the server has ended, or refuses to talk to this user; see its log")
     result: dict[str, Any] = json.loads(answer)
