@@ -24,7 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     import hypothesis
 
     # No deadline here: the machines that run the tests are small and shared.
-    hypothesis.settings.register_profile("famfs", deadline=None, print_blob=True, database=None)
+    fixed = bool(os.environ.get("CI"))
+    hypothesis.settings.register_profile("famfs", deadline=None, print_blob=True, database=None, derandomize=fixed)
     hypothesis.settings.register_profile("long", hypothesis.settings.get_profile("famfs"), max_examples=5000)
     hypothesis.settings.load_profile("long" if os.environ.get("FAMFS_TEST_LONG") else "famfs")
 

@@ -19,10 +19,11 @@ pytestmark = pytest.mark.timeout(120)
 
 LONG = bool(os.environ.get("FAMFS_TEST_LONG"))
 LARGE = 12 * MIB
+PIECE = MIB
 SMALL_FILES = 150
 
-# cp as it is, stopped (by itself, and so at a known place) when it has handed over so many bytes.
-STOPPED_AT = """
+# cp as it is, stopped (by itself, and so at a known place) when it has handed over so many bytes, in whole pieces.
+STOPPED_AT = f"""
 import os, signal, sys, threading
 from famfs_server.cli import cp, program
 from famfs_server.cli.source import Source
@@ -32,7 +33,7 @@ real = Source.pieces
 
 def pieces(source, buffer):
     global left
-    for piece in real(source, buffer[: 1 << 20]):
+    for piece in real(source, buffer[:{PIECE}]):
         if left <= 0:
             # To this very thread: it would go on for a while if another one took the signal.
             signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
@@ -106,12 +107,13 @@ def test_killed_copy_leaves_whole_files_and_is_completed_by_the_next(
     site: Site, device: Path, source: Path, rng: random.Random
 ) -> None:
     with site.mounted(device, "poll=0") as master, site.mounted(device, "poll=0", host=CLIENT_UUID) as other:
-        places = [0, 1, LARGE // 2, LARGE - 1, LARGE + 1, rng.randrange(LARGE)]
+        places = [0, 1, LARGE // 2, LARGE - PIECE, LARGE - 1, LARGE + 1, rng.randrange(LARGE)]
         visible: list[str] = []
         for after in sorted(places if LONG else rng.sample(places, 2)):
             with stopped_copy(master, source, after) as process:
                 before, visible = visible, seen(other, source)
-                assert "large" not in visible or after >= LARGE
+                # It stops before a piece, when what went before is no less than asked for.
+                assert "large" not in visible or -(-after // PIECE) * PIECE >= LARGE
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait(10)
             assert set(visible) >= set(before)
