@@ -216,12 +216,13 @@ class FileSystem:
         nodes = list(islice(tree.children(directory, cookie if cookie > DOTDOT else 0), count))
         return tree.names(nodes), nodes
 
-    def dirents(self, directory: int, cookie: int, size: int) -> bytes:
-        """READDIR records of the entries that the log has made behind that of `cookie`, in at most `size` bytes."""
+    def dirents(self, directory: int, cookie: int, size: int, *, lead: int = 0) -> bytes:
+        """READDIR records of the entries that the log has made behind that of `cookie`, in at most `size` bytes; each
+        has `lead` zero bytes before it."""
         self._require_cookie(directory, cookie)
         tree = self.namespace
         first = tree.next_sibling[cookie] if cookie > DOTDOT else tree.first_child[directory]
-        return tree.dirents(first, size)
+        return tree.dirents(first, size, lead)
 
     def _require_cookie(self, directory: int, cookie: int) -> None:
         tree = self.namespace

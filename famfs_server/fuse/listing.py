@@ -6,12 +6,13 @@ entries that the last one does not hold; it is bounded, so that neither memory n
 the directory.
 """
 
+import stat
 from bisect import bisect_right
 
 import numpy as np
 
 from famfs_server.fuse import abi
-from famfs_server.fuse.filesystem import BLOCK_SIZE, FileSystem
+from famfs_server.fuse.filesystem import BLOCK_SIZE, DOTDOT, FileSystem
 
 WINDOW = 2048
 """Entries prepared at once."""
@@ -48,6 +49,7 @@ if _RECORD.itemsize != abi.DIRENTPLUS.size:
     raise AssertionError(f"a direntplus has {abi.DIRENTPLUS.size} bytes, the columns make {_RECORD.itemsize}")
 
 _NANOSECONDS = 10**9
+_REGULAR = stat.S_IFREG >> 12
 _PADDING = [b"\0" * (-length % 8) for length in range(8)]
 
 
@@ -57,14 +59,18 @@ class Window:
     def __init__(self, filesystem: FileSystem, directory: int, cookie: int, *, count: int = WINDOW) -> None:
         """Prepare `count` entries behind `cookie`, which is the nodeid of one or that of `..` (decisions 2).
 
-        The records make the kernel know each file, so that a stat of it costs nothing.
+        The records make the kernel know each file, so that a stat of it costs nothing; but the first regular file of a
+        directory is left to be looked up (`fuse/listers.py`).
         """
         self.directory = directory
         self._count = count
         self.state = filesystem.listing_state
         names, nodes = filesystem.names_behind(directory, cookie, count)
         lengths = [len(name) for name in names]
-        heads = self._heads(filesystem, np.array(nodes, np.int64), np.array(lengths, np.uint32)).tobytes()
+        columns = self._heads(filesystem, np.array(nodes, np.int64), np.array(lengths, np.uint32))
+        if cookie == DOTDOT:
+            columns["nodeid"][np.flatnonzero(columns["type"] == _REGULAR)[:1]] = 0
+        heads = columns.tobytes()
         size = _RECORD.itemsize
         parts: list[bytes] = []
         for start, name in zip(range(0, len(heads), size), names, strict=True):

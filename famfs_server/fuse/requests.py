@@ -20,6 +20,7 @@ from famfs_server.fuse.abi import Opcode, OpenFlag, SetattrValid
 from famfs_server.fuse.counters import OPCODES, SAMPLED
 from famfs_server.fuse.filesystem import DOTDOT, Attributes, FileSystem, errno_of, refusal
 from famfs_server.fuse.fmap_replies import FmapReplies
+from famfs_server.fuse.listers import Listers
 from famfs_server.fuse.listing import WINDOW, Window
 from famfs_server.fuse.planes import ALWAYS, FAST
 from famfs_server.fuse.session import Session
@@ -94,6 +95,8 @@ class RequestPlane:
         self.counts = counters.counts(session.record.counters)
         """Requests of each opcode that have come: a list, since it is the cheapest thing to count in."""
         self._window: Window | None = None
+        self._listers = Listers()
+        self._listed = self._listers.listed
         known: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
@@ -199,6 +202,8 @@ class RequestPlane:
         # A name with a slash or a NUL in it is the name of nothing, and needs no look at it.
         node = self._fs.lookup(nodeid, self._buffer[_BODY : length - 1].tobytes())
         if node:
+            if nodeid in self._listed and node < FIRST_PROVISIONAL and not self._tree.is_directory(node):
+                self._listers.looked_up(nodeid)
             self._entry(unique, node)
         else:
             reply(self._fuse, abi.error_reply(unique, errno.ENOENT))
@@ -400,13 +405,17 @@ class RequestPlane:
             records, used = self._records(nodeid, cookie, size, plus=plus)
             reply(self._fuse, b"".join([abi.OUT_HEADER.pack(16 + used, 0, unique), *records]))
             return
-        dots = b""
+        dots, bare = b"", False
         first = cookie < DOTDOT
         if first:
             # `.` and `..` depend on who asks for what is left of them; they are made one by one.
             records, used = self._records(nodeid, cookie, dots_size, plus=plus)
             dots, size, cookie = b"".join(records), size - used, DOTDOT
-        data = self._described(nodeid, cookie, size, first=first) if plus else fs.dirents(nodeid, cookie, size)
+            bare = plus and not self._listers.begins(abi.IN_HEADER.unpack_from(self._buffer)[6], nodeid)
+        if plus and not bare:
+            data: bytes | memoryview = self._described(nodeid, cookie, size, first=first)
+        else:
+            data = fs.dirents(nodeid, cookie, size, lead=abi.ENTRY_OUT.size if plus else 0)
         total = 16 + len(dots) + len(data)
         os.writev(self._fuse, [abi.OUT_HEADER.pack(total, 0, unique), dots, data])
 

@@ -236,16 +236,19 @@ static PyObject *index_dirents(Index *self, PyObject *const *arguments, Py_ssize
     const uint64_t *offsets = COLUMN(self, OFFSETS, uint64_t);
     const uint8_t *lengths = COLUMN(self, LENGTHS, uint8_t);
     uint64_t text = (uint64_t)self->columns[TEXT].len, node;
-    Py_ssize_t size, used = 0;
+    Py_ssize_t size, lead, used = 0;
     PyObject *records;
     char *at;
 
-    if (count != 2)
-        return PyErr_Format(PyExc_TypeError, "dirents takes a nodeid and a size");
+    if (count != 3)
+        return PyErr_Format(PyExc_TypeError, "dirents takes a nodeid, a size and the length of a lead");
     node = PyLong_AsUnsignedLongLong(arguments[0]);
     size = PyLong_AsSsize_t(arguments[1]);
+    lead = PyLong_AsSsize_t(arguments[2]);
     if (PyErr_Occurred())
         return NULL;
+    if (lead < 0 || lead > 4096 || lead % 8)
+        return PyErr_Format(PyExc_ValueError, "a lead has at most 4096 bytes, in steps of 8");
     records = PyBytes_FromStringAndSize(NULL, size < 0 ? 0 : size);
     if (!records)
         return NULL;
@@ -253,13 +256,14 @@ static PyObject *index_dirents(Index *self, PyObject *const *arguments, Py_ssize
     for (; node && node < self->rows && offsets[node] <= text && lengths[node] <= text - offsets[node];
          node = next[node]) {
         Dirent record = {node, node, lengths[node], modes[node] >> 12};
-        Py_ssize_t need = (Py_ssize_t)((sizeof record + record.namelen + 7) & ~(size_t)7);
+        Py_ssize_t need = lead + (Py_ssize_t)((sizeof record + record.namelen + 7) & ~(size_t)7);
 
         if (need > size - used)
             break;
+        memset(at + used, 0, lead);
         memset(at + used + need - 8, 0, 8);
-        memcpy(at + used, &record, sizeof record);
-        memcpy(at + used + sizeof record, COLUMN(self, TEXT, char) + offsets[node], record.namelen);
+        memcpy(at + used + lead, &record, sizeof record);
+        memcpy(at + used + lead + sizeof record, COLUMN(self, TEXT, char) + offsets[node], record.namelen);
         used += need;
     }
     _PyBytes_Resize(&records, used);
@@ -268,7 +272,8 @@ static PyObject *index_dirents(Index *self, PyObject *const *arguments, Py_ssize
 
 static PyMethodDef index_methods[] = {
     {"dirents", (PyCFunction)(void (*)(void))index_dirents, METH_FASTCALL,
-     "dirents(nodeid, size)\n--\n\nREADDIR records of a node and its later siblings, as many as fit into `size` bytes."},
+     "dirents(nodeid, size, lead)\n--\n\nREADDIR records of a node and its later siblings, as many as fit into `size` "
+     "bytes, each behind `lead` zero bytes."},
     {"find", (PyCFunction)(void (*)(void))index_find, METH_FASTCALL,
      "find(parent, name)\n--\n\nThe nodeid of a name in a directory, or 0."},
     {"link", (PyCFunction)(void (*)(void))index_link, METH_FASTCALL,

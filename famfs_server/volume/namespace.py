@@ -254,8 +254,9 @@ class Namespace:
         )
         self.lookup: Callable[[int, bytes], int] = index.find
         """The nodeid of a name (the second argument) in the directory with the nodeid of the first, or 0."""
-        self.dirents: Callable[[int, int], bytes] = index.dirents
-        """READDIR records (protocol 6.2) of a node and its later siblings, as many as fit into that many bytes."""
+        self.dirents: Callable[[int, int, int], bytes] = index.dirents
+        """READDIR records (protocol 6.2) of a node and its later siblings, as many as fit into that many bytes, each
+        behind as many zero bytes as the last argument says."""
         self.link: Callable[[int, int, bytes], bool] = index.link
         """Make a node (the first argument), all of whose other columns are set and whose name is stored, reachable in a
         directory by that name; False if it is another node's."""

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Directories with very many names: listed whole, from the middle, and while they grow."""
 
+import json
 import zlib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from famfs_server.omf import layout, log
-from harness import CLIENT_UUID, FAST, MIB, Mount, Site, client, format_device, run, succeed
+from harness import BIN, CLIENT_UUID, FAST, MIB, Mount, Site, client, format_device, run, succeed
 
 COUNT = 100_000
 LOG_LENGTH = 64 * MIB
@@ -115,6 +117,40 @@ result = [len(names), wrong, late, again, names[:3]]
     last = f"{COUNT - 1:06d}"
     expected = [COUNT + 3, [], [last, "late", None], COUNT + 4, [".", "..", ".meta"]]
     assert client(code, mount.path, timeout=90) == expected
+
+
+def test_listings_carry_what_their_reader_looks_at(site: Site) -> None:
+    device = format_device(site.directory / "device")
+    with site.mounted(device) as mount:
+        for folder in range(20):
+            (mount / f"d{folder}").mkdir()
+            files = [word for number in range(30) for word in ("-M", f"{mount.path}/d{folder}/f{number},4096")]
+            done = mount.host.run(BIN / "famfs", "creat", *files)
+            assert done.returncode == 0, done.stderr
+    with site.mounted(device) as mount:
+
+        def lookups() -> int:
+            shown = mount.host.run(BIN / "famfs", "status", "--json", mount.path).stdout
+            return int(json.loads(shown)["requests"]["opcodes"]["lookup"]["count"])
+
+        walk = """
+for number in range(int(arguments[1]), int(arguments[2])):
+    for entry in os.scandir(f"{arguments[0]}/d{number}"):
+        if arguments[3]:
+            entry.stat()
+"""
+        by_name = """
+for number in range(10, 20):
+    for file in range(30):
+        os.stat(f"{arguments[0]}/d{number}/f{file}")
+"""
+        asked = [lookups()]
+        for code, words in ((walk, ("0", "10", "looks")), (walk, ("10", "20", "")), (by_name, ())):
+            client(code, mount.path, *words)
+            asked.append(lookups())
+        # One for each directory, and where files are looked at one more. Of the files that nobody looked at the kernel
+        # was told in the first directory alone, and of all of them but one there.
+        assert [after - before for before, after in pairwise(asked)] == [20, 10, 300 - 29]
 
 
 def test_another_host_lists_what_was_added(mount: Mount) -> None:

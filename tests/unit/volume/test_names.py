@@ -89,22 +89,26 @@ def test_dirents(rng: random.Random) -> None:
     index = Index(bytes(16), *made)
     text[:] = rng.randbytes(100)
     chain = rng.sample(range(1, 64), 30)
-    expected = []
+    expected: list[bytes] = []
+    lead = rng.choice([0, 128])
     for node, after in zip(chain, [*chain[1:], 0], strict=True):
         offsets[node], lengths[node], following[node] = rng.randrange(60), rng.randrange(1, 41), after
         modes[node] = rng.choice([0o40755, 0o100644])
         name = bytes(text[offsets[node] :][: lengths[node]])
         record = struct.pack("<QQII", node, node, len(name), modes[node] >> 12) + name
-        expected.append(record.ljust(-(-len(record) // 8) * 8, b"\0"))
+        expected.append(bytes(lead) + record.ljust(-(-len(record) // 8) * 8, b"\0"))
     whole = b"".join(expected)
     for size in (0, len(expected[0]) - 1, len(expected[0]), *range(len(whole) - 50, len(whole) + 50)):
         count, used = 0, 0
         while count < len(expected) and used + len(expected[count]) <= size:
             used += len(expected[count])
             count += 1
-        assert index.dirents(chain[0], size) == whole[:used]
-    assert index.dirents(0, 100) == b""
-    assert index.dirents(64, 100) == b""
+        assert index.dirents(chain[0], size, lead) == whole[:used]
+    assert index.dirents(0, 100, 0) == b""
+    assert index.dirents(64, 100, 0) == b""
+    for wrong in (-8, 4, 4104):
+        with pytest.raises(ValueError, match="lead"):
+            index.dirents(chain[0], 100, wrong)
 
 
 def test_index_refuses_what_does_not_fit() -> None:
@@ -136,4 +140,4 @@ def test_index_survives_columns_that_lie() -> None:
         offsets[3], lengths[3] = offset, 2
         assert index.find(0, b"ab") == 0
         if nodeid == 3:
-            assert index.dirents(nodeid, 4096) == b""
+            assert index.dirents(nodeid, 4096, 0) == b""
