@@ -191,8 +191,11 @@ class Namespace:
         namespace.publish(FIRST_NODEID)
         namespace._header[_VOLUME] = volume
         namespace._header[_CAPACITY] = capacity
-        namespace._header[_IDENTITY] = IDENTITY
         return namespace
+
+    def complete(self) -> None:
+        """Say that the tree can be resumed: the log was replayed once, and no two visible files share space."""
+        self._header[_IDENTITY] = IDENTITY
 
     @staticmethod
     def volume_of(fd: int) -> int:
@@ -201,7 +204,8 @@ class Namespace:
 
     @staticmethod
     def identity_of(fd: int) -> int:
-        """The layout of the tree that another program has left in the memfd `fd`: IDENTITY if it is ours."""
+        """The layout of the tree that another program has left in the memfd `fd`: IDENTITY if it is ours, 0 if it was
+        not complete."""
         return int.from_bytes(os.pread(fd, 8, 8 * _IDENTITY), sys.byteorder)
 
     @staticmethod
@@ -222,7 +226,7 @@ class Namespace:
         """The tree that another process left in the memfd `fd`, or nothing if there is none that can be used.
 
         The identity covers the layout, so that the tree of a version of this module which laid it out in another way
-        is not taken for ours.
+        is not taken for ours; a tree without one was not complete.
         """
         if os.fstat(fd).st_size == 0:
             return None

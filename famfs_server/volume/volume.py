@@ -193,6 +193,7 @@ class Volume:
             self.namespace, self._space, self._replay = self._start(self._new_namespace(), bulk=False)
             for stop in self._replay.run(self._memory, end):
                 self.stop = stop
+        self.namespace.complete()
 
     @property
     def space(self) -> Space:
@@ -211,7 +212,10 @@ class Volume:
 
         The files that are not logged come last: the predecessor may have logged one of them and died.
         """
-        self._load(self.namespace.replayed)
+        self._settled = True
+        # A tree is resumed only if no two of its files overlap, and it must stay: who serves holds on to it.
+        settled = self._replay.settle()
+        assert settled
         for stop in self._replay.run(self._memory, end):
             self.stop = stop
         tree = self.namespace

@@ -23,6 +23,7 @@ LOG_LENGTH = 8 << 20
 @pytest.fixture
 def tree() -> Iterator[Namespace]:
     tree = Namespace.create(CAPACITY, LOG_LENGTH)
+    tree.complete()
     yield tree
     tree.close()
 
@@ -116,6 +117,18 @@ def test_tree_that_is_laid_out_in_another_way(tree: Namespace, monkeypatch: pyte
     monkeypatch.setattr(ns, "IDENTITY", ns.IDENTITY + 1)
     assert Namespace.identity_of(tree.fd) != ns.IDENTITY
     assert Namespace.resume(CAPACITY, os.dup(tree.fd)) is None
+
+
+def test_tree_that_was_not_complete_is_not_resumed() -> None:
+    fd = os.memfd_create("state")
+    tree = Namespace.create(CAPACITY, LOG_LENGTH, fd)
+    assert Namespace.identity_of(fd) == 0
+    assert Namespace.resume(CAPACITY, os.dup(fd)) is None
+    tree.complete()
+    twin = Namespace.resume(CAPACITY, os.dup(fd))
+    assert twin is not None
+    twin.close()
+    tree.close()
 
 
 def test_nodeids_are_functions_of_the_log_index() -> None:

@@ -28,11 +28,12 @@ from famfs_server.errors import (
     RoleError,
 )
 from famfs_server.omf import layout, log
+from famfs_server.omf.log import Extent, Fmap
 from famfs_server.volume.format import make_filesystem
-from famfs_server.volume.replay import Damage
+from famfs_server.volume.replay import Damage, Replay
 from famfs_server.volume.space import Interleave
 from famfs_server.volume.volume import NewFile, Role, Volume
-from memories import HOST, LOG_LENGTH, ScratchMemory, formatted
+from memories import HOST, LOG_LENGTH, PowerCutError, ScratchMemory, formatted
 
 MIB = 1 << 20
 OTHER = UUID(int=5)
@@ -421,4 +422,32 @@ def test_entries_that_a_dead_worker_had_linked_and_not_published_are_shown(host:
     assert tree.faults() == {}
     assert [tree.path(node) for node in tree.walk()] == [b"dir", *(b"dir/f%d" % number for number in range(5))]
     assert successor.space.allocated == writer.space.allocated
+    os.close(state)
+
+
+def test_successor_of_a_worker_that_had_not_judged_overlaps_yet(
+    memory: ScratchMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All entries were published, and which of two files owns what both name was not settled."""
+    fmap = Fmap((Extent(0, layout.LOG_OFFSET + LOG_LENGTH, layout.ALLOC_UNIT),))
+    for index, name in enumerate((b"first", b"second")):
+        entry = log.build_file(index, name, size=5, mode=0o644, uid=0, gid=0, fmap=fmap)
+        memory.write(layout.entry_offset(index), entry)
+    memory.write(layout.LOG_OFFSET + layout.NEXT_SEQNUM_OFFSET, struct.pack("<QQ", 2, 2))
+    state = os.memfd_create("state")
+
+    def die(replay: Replay) -> bool:
+        raise PowerCutError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Replay, "settle", die)
+        with pytest.raises(PowerCutError):
+            Volume(memory, HOST, "memory", state=os.dup(state))
+    successor = Volume(memory, HOST, "memory", state=os.dup(state))
+    tree = successor.namespace
+    assert [tree.path(node) for node in tree.walk()] == [b"first"]
+    assert successor.space.allocated == layout.LOG_OFFSET + LOG_LENGTH + layout.ALLOC_UNIT
+    # Who serves holds on to it.
+    assert successor.namespace is tree
+    successor.close()
     os.close(state)
