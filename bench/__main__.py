@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from bench import concurrency, creation, data, devdax, fmap, metadata, profiling, replay
+from bench import concurrency, creation, data, devdax, fmap, metadata, profiling, replay, takeover
 from bench.bars import BARS
 from bench.figures import Figures, Verdict, show_verdicts
 from bench.plan import Plan
@@ -21,7 +21,8 @@ from bench.site import BenchError, Site
 from famfs_server import __version__
 from famfs_server.errors import FamfsError
 
-SECTIONS = {module.SECTION: module for module in (replay, metadata, data, fmap, concurrency, creation, devdax)}
+_MODULES = (replay, takeover, metadata, data, fmap, concurrency, creation, devdax)
+SECTIONS = {module.SECTION: module for module in _MODULES}
 
 
 def parse() -> argparse.Namespace:

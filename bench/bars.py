@@ -24,6 +24,8 @@ BARS: tuple[Bar, ...] = (
     Bar("replay", REPLAY_ROW_1M, "replay", "≤", 3.0),
     Bar("replay", REPLAY_ROW_15420, "memory a file", "≤", 300),
     Bar("replay", REPLAY_ROW_1M, "memory a file", "≤", 300),
+    Bar("takeover", REPLAY_ROW_15420, OURS, "≤", 0.050),
+    Bar("takeover", REPLAY_ROW_1M, OURS, "≤", 0.050),
     *(bar for tree in TREES for bar in _metadata(tree)),
     Bar("data", "sequential read 1 MiB", OURS, "≥", 0.6, ("sequential read 1 MiB", LOOP)),
     Bar("data", "sequential read 1 MiB", OURS, "≥", 1.5, ("sequential read 1 MiB", RELAYED)),

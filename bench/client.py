@@ -255,6 +255,18 @@ def create(job: Job) -> Work:
     return lambda: _timed(len(job["names"]), lambda: pass_over(job["names"]))
 
 
+def outlive(job: Job) -> Work:
+    """Kill the process `victim`, and ask for a `name` that does not exist."""
+    os.path.exists(job["name"] + "-before")
+
+    def ask() -> None:
+        os.kill(job["victim"], signal.SIGKILL)
+        if os.path.exists(job["name"]):
+            raise FileExistsError(job["name"])
+
+    return lambda: _timed(1, ask)
+
+
 JOBS: dict[str, Callable[[Job], Work]] = {
     "stat": stat,
     "open": open_close,
@@ -265,6 +277,7 @@ JOBS: dict[str, Callable[[Job], Work]] = {
     "follow": follow,
     "relayed": relayed,
     "create": create,
+    "outlive": outlive,
 }
 
 

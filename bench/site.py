@@ -212,7 +212,7 @@ class Site:
         for child in self._children:
             if child.poll() is None:
                 child.kill()
-        for pid in self._processes():
+        for pid in self.servers():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for child in self._children:
@@ -224,8 +224,8 @@ class Site:
         mountapi.unmount(self.directory, lazy=True)
         self.directory.rmdir()
 
-    def _processes(self) -> Sequence[int]:
-        """Servers of this run that still live, told by their environment."""
+    def servers(self) -> Sequence[int]:
+        """Processes of the servers of this run that still live, told by their environment."""
         wanted = f"FAMFS_RUN_DIR={self._run_directory}".encode()
         found = []
         for entry in Path("/proc").iterdir():

@@ -15,12 +15,16 @@ from pathlib import Path
 
 import pytest
 
+from famfs_server.volume.volume import NewFile
 from harness import (
     BIN,
     FAST,
+    Mount,
     Site,
     client,
+    format_device,
     hidden_connections,
+    opened,
     run,
     succeed,
     wait_for,
@@ -108,24 +112,53 @@ result = [problems[:5], step * 30011, [digest.hexdigest() for digest in digests]
 # -- one death at a time ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fast", FAST)
-def test_time_from_death_to_first_answer(site: Site, device: Path, fast: str) -> None:
+def answers_after_deaths(mount: Mount, name: str) -> list[float]:
+    """Kill seven workers, one after the other; the milliseconds until a name was found not to be there, and `name` to
+    be there."""
     code = """
 import signal, time
-os.path.exists(arguments[0] + "/warm")
+root, name, worker = arguments
+os.path.exists(root + "/warm")
 start = time.monotonic()
-os.kill(int(arguments[1]), signal.SIGKILL)
-result = [os.path.exists(arguments[0] + "/absent"), time.monotonic() - start]
+os.kill(int(worker), signal.SIGKILL)
+result = [os.path.exists(root + "/absent"), time.monotonic() - start, os.path.exists(root + "/" + name)]
 """
     times = []
+    worker = mount.process("worker")
+    for _ in range(7):
+        absent, seconds, there = client(code, mount.path, name, str(worker))
+        assert (absent, there) == (False, True)
+        times.append(1000 * seconds)
+        worker = next_worker(mount, worker)
+    print(f"{mount.path}: death to first answer, median {statistics.median(times):.0f} ms, of {sorted(times)}")
+    return times
+
+
+@pytest.mark.parametrize("fast", FAST)
+def test_time_from_death_to_first_answer(site: Site, device: Path, fast: str) -> None:
     with site.mounted(device, f"fastpath={fast}") as mount:
-        worker = mount.process("worker")
-        for _ in range(7):
-            found, seconds = client(code, mount.path, str(worker))
-            assert not found
-            times.append(1000 * seconds)
-            worker = next_worker(mount, worker)
-    print(f"fastpath={fast}: death to first answer, median {statistics.median(times):.0f} ms, of {sorted(times)}")
+        answers_after_deaths(mount, "many/f0123")
+
+
+@pytest.mark.skipif(not LONG, reason="a log of a million entries is made; --long")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fast", FAST)
+def test_takeover_with_a_million_entries(site: Site, memory_folder: Path, fast: str) -> None:
+    """A successor begins with the tree that the dead worker has left, however long the log is. `scripts/bench takeover`
+    measures it."""
+    batch, batches = 10_000, 100
+    path = format_device(memory_folder / "device", size=3 << 40, log_length=1 << 30)
+    with opened(path) as volume:
+        for number in range(batches):
+            volume.mkdir(b"d%d" % number, 0o755, 0, 0)
+            volume.create_many([NewFile(b"d%d/f%d" % (number, each), 4096, 0o644, 0, 0) for each in range(batch)])
+    with site.mounted(path, f"fastpath={fast}") as mount:
+        times = answers_after_deaths(mount, "d57/f4321")
+        # A replay of the log would take seconds.
+        assert statistics.median(times) < 1000 * LONGEST_CALL
+        assert client("open(arguments[0], 'x').write('new')", mount / "new") is None
+        status = json.loads(mount.host.run(BIN / "famfs", "status", "--json", mount.path).stdout)
+        assert (status["takeovers"], status["damage"]) == (7, None)
 
 
 @pytest.mark.parametrize("fast", FAST)
