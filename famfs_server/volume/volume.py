@@ -281,8 +281,9 @@ class Volume:
     # -- following the log ----------------------------------------------------------------------
 
     def stale(self) -> bool:
-        """Whether the log in memory holds entries that the namespace does not know yet."""
-        return self.behind() != 0
+        """Whether the log in memory holds entries that the namespace does not know yet, or no longer the half-visible
+        one that it held."""
+        return self.behind() != 0 or self.lagging
 
     def behind(self) -> int:
         """How many entries the log in memory has that the namespace does not know yet; negative for a log that was
@@ -305,7 +306,11 @@ class Volume:
                 self._settle()
                 header = self._same_log()
                 replayed = self.namespace.replayed
-                if header is None or header.next_index <= replayed:
+                if header is None:
+                    break
+                if header.next_index <= replayed:
+                    # What was half visible, if anything was, has been taken back.
+                    self.stop = None
                     break
                 end = header.next_index
                 if self.role is Role.MASTER:

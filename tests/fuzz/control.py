@@ -72,13 +72,21 @@ class Control:
             logging.getLogger("famfs_server").setLevel(logging.ERROR)
             data = b"".join(self._mutated(rng) for _ in range(rng.choice((1, 1, 2, 3))))
             counts["answers"] += self._judge(self._talk(rng, data))
-        head, _, body = self._exchange(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").partition(
-            b"\r\n\r\n"
-        )
-        assert head.startswith(b"HTTP/1.1 200 "), head
-        assert json.loads(body) == {"answer": 42}
+        assert json.loads(self._served()) == {"answer": 42}
         assert not self._complaints.lines, self._complaints.lines
         return counts
+
+    def _served(self) -> bytes:
+        """What a client is told who does everything right. On a busy machine it may be too slow for the limits, which
+        are short here, or come before the server has noticed that others have left."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            answer = self._exchange(b"GET /status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            head, _, body = answer.partition(b"\r\n\r\n")
+            if head.startswith(b"HTTP/1.1 200 "):
+                return body
+            assert head.startswith((b"HTTP/1.1 408 ", b"HTTP/1.1 503 ")), head
+            assert time.monotonic() < deadline, head
 
     def _mutated(self, rng: random.Random) -> bytes:
         found = bytearray(rng.choice(self._corpus))

@@ -448,6 +448,12 @@ def test_half_visible_entry_is_waited_for_and_not_reported(hosts: Hosts, caplog:
         hosts.memory.write(layout.entry_offset(2), entry)
         assert hosts.client.lookup(ROOT, b"new") == ns.nodeid_of(2)
         assert not hosts.client.volume.lagging
+        # Another one, which is taken back, as fsck does.
+        for count, lagging in ((4, True), (3, False)):
+            hosts.memory.write(layout.LOG_OFFSET + layout.NEXT_SEQNUM_OFFSET, count.to_bytes(8, "little") * 2)
+            assert hosts.client.lookup(ROOT, b"absent") == 0
+            assert hosts.client.volume.lagging == lagging
+    assert hosts.client.volume.stop is None
     assert caplog.messages == []
 
 

@@ -370,6 +370,49 @@ def test_memory_that_cannot_be_read(tmp_path: Path) -> None:
         pages.close()
 
 
+@pytest.mark.parametrize("host", [HOST, OTHER], ids=["master", "client"])
+@pytest.mark.parametrize(
+    ("next_index", "damage"),
+    [
+        (0, Damage.REPLACED),
+        (4, Damage.REPLACED),
+        (6, Damage.TORN),
+        (7, Damage.CORRUPT),
+        (15420, Damage.CORRUPT),
+        (15421, Damage.REPLACED),
+        (1 << 63, Damage.REPLACED),
+        (2**64 - 1, Damage.REPLACED),
+    ],
+)
+def test_counter_that_jumps_under_a_mount(
+    memory: ScratchMemory, volume: Volume, host: UUID, next_index: int, damage: Damage
+) -> None:
+    """Nobody has stored entries for it: what was known stays, and nothing is stored over what somebody may mean."""
+    names = [b"%d" % number for number in range(5)]
+    for name in names:
+        volume.mkdir(name, 0o755, 0, 0)
+    here = volume if host == HOST else Volume(memory, host, "memory")
+    memory.store_u64(layout.LOG_OFFSET + layout.NEXT_INDEX_OFFSET, next_index)
+    before = media(memory)
+    here.refresh()
+    assert here.stop is not None
+    assert here.stop.damage is damage
+    assert here.lagging == (damage is Damage.TORN)
+    assert [here.namespace.path(node) for node in here.namespace.walk()] == names
+    for act in (lambda: here.mkdir(b"new", 0o755, 0, 0), lambda: here.create(file(b"new"))):
+        with pytest.raises((MediaError, RoleError)):
+            act()
+    assert media(memory) == before
+    # A counter that comes back mends nothing but what looked like an entry on its way.
+    memory.store_u64(layout.LOG_OFFSET + layout.NEXT_INDEX_OFFSET, 5)
+    here.refresh()
+    assert (here.stop is None) == (damage is Damage.TORN and host == OTHER)
+    with pytest.raises((MediaError, RoleError)):
+        here.mkdir(b"new", 0o755, 0, 0)
+    if here is not volume:
+        here.close()
+
+
 def test_an_empty_file_system_is_made_anew(memory: ScratchMemory, volume: Volume) -> None:
     """With nothing replayed no counter goes backwards; only the superblock tells that the log is another one."""
     make_filesystem(memory, "memory", HOST, log_length=LOG_LENGTH)
