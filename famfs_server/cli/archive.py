@@ -6,12 +6,13 @@ out of it afterwards; so do file systems that move to other devices. Owners, mod
 times.
 """
 
+import io
 import os
 import stat
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import click
 
 from famfs_server.cli import program
 from famfs_server.cli.progress import progress
-from famfs_server.cli.target import OpenFile, Place, Targets, Unmounted, daxdev_option
+from famfs_server.cli.target import Advance, OpenFile, Place, Targets, Unmounted, daxdev_option
 from famfs_server.daemon.control_client import FileRequest, Striping
 from famfs_server.errors import FamfsError, NoSuchPathError, NotADirectoryPathError, PathError, UsageError
 
@@ -39,7 +40,7 @@ class ArchiveError(FamfsError):
 class _Reader:
     """A file of the file system as tarfile reads it."""
 
-    def __init__(self, file: OpenFile, advance: Callable[[int], None]) -> None:
+    def __init__(self, file: OpenFile, advance: Advance) -> None:
         self._file = file
         self._advance = advance
         self._at = 0
@@ -72,7 +73,7 @@ def export_command(*, path: str, output: str, verbose: int, daxdev: Unmounted | 
         nodes = [node for node in tree.walk() if _inside(tree.path(node), place.path)]
         total = sum(tree.size[node] for node in nodes if not tree.is_directory(node))
         with (
-            progress("exporting", total) as advance,
+            progress("exporting", total) as bar,
             _sink(output) as sink,
             tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=_PIECE) as tar,
         ):
@@ -87,7 +88,7 @@ def export_command(*, path: str, output: str, verbose: int, daxdev: Unmounted | 
                     continue
                 opened = place.target.open(tree.path(node))
                 try:
-                    tar.addfile(info, _Reader(opened, advance))
+                    tar.addfile(info, _Reader(opened, bar.advance))
                 finally:
                     opened.close()
 
@@ -140,20 +141,34 @@ def import_command(*, archive: str, directory: str, contiguous: bool, verbose: i
         found = place.status()
         if found is None or not found.is_directory:
             raise NotADirectoryPathError(f"{directory}: is not a directory")
-        size = os.stat(archive).st_size if archive != "-" and os.path.isfile(archive) else 0
+        size = os.stat(archive).st_size if archive != "-" and os.path.isfile(archive) else None
         loader = _Loader(place, contiguous=contiguous, verbose=verbose)
         try:
-            with _source(archive) as source, progress("importing", size) as advance:
-                with tarfile.open(fileobj=source, mode="r|*", bufsize=_PIECE) as tar:
+            with _source(archive) as source, progress("importing", size) as bar:
+                with tarfile.open(fileobj=_Archive(source, bar.advance), mode="r|*", bufsize=_PIECE) as tar:
                     for info in tar:
                         loader.take(tar, info)
-                        advance(info.size)
                 loader.flush()
         except tarfile.TarError as error:
             loader.flush()
             raise ArchiveError(f"{archive}: {error}") from error
     click.echo(f"{loader.made} files and directories made, {loader.there} there already, {loader.failed} failed")
     return loader.failed
+
+
+class _Archive(io.BufferedIOBase):
+    """The archive as tarfile reads it, whatever it is compressed with."""
+
+    def __init__(self, source: IO[bytes], advance: Advance) -> None:
+        super().__init__()
+        self._source = source
+        self._advance = advance
+
+    def read(self, length: int | None = _PIECE, /) -> bytes:
+        """The next bytes."""
+        data = self._source.read(-1 if length is None else length)
+        self._advance(len(data))
+        return data
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import click
 
 from famfs_server.cli import program
+from famfs_server.cli.progress import progress
 from famfs_server.cli.target import META, find_mount
 
 
@@ -55,13 +56,15 @@ def command(*, path: str, verbose: int, as_json: bool) -> int:
         target.close()
     tally = Tally()
     seen = set()
-    for name, shown in _walk(os.fsencode(os.path.realpath(path)), inside):
-        seen.add(name)
-        problem = _compare(shown, name in logged, logged.get(name), tally)
-        if problem:
-            tally.problems.append((os.fsdecode(name), problem))
-        elif verbose and not as_json:
-            click.echo(os.fsdecode(name))
+    with progress("checking", len(logged), "files and directories") as bar:
+        for name, shown in _walk(os.fsencode(os.path.realpath(path)), inside):
+            seen.add(name)
+            problem = _compare(shown, name in logged, logged.get(name), tally)
+            if problem:
+                tally.problems.append((os.fsdecode(name), problem))
+            elif verbose and not as_json:
+                click.echo(os.fsdecode(name))
+            bar.advance(1)
     tally.problems += [(os.fsdecode(name), "is in the log, but not in the mount") for name in logged.keys() - seen]
     if as_json:
         rows = [{"path": name, "problem": problem} for name, problem in sorted(tally.problems)]

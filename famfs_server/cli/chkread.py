@@ -7,6 +7,7 @@ import os
 import click
 
 from famfs_server.cli import program
+from famfs_server.cli.progress import progress
 from famfs_server.errors import FamfsError, MediaError, UsageError
 
 _PIECE = 1 << 20
@@ -29,10 +30,11 @@ def command(*, file: str, superblock: bool, is_log: bool) -> None:
             mapping = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
         except OSError as error:
             raise MediaError(f"{file}: cannot be mapped: {os.strerror(error.errno or 0)}") from error
-        with mapping:
+        with mapping, progress("comparing", size) as bar:
             for offset in range(0, size, _PIECE):
                 if os.pread(fd, _PIECE, offset) != mapping[offset : offset + _PIECE]:
                     raise MediaError(f"{file}: reading and mapping differ between {offset} and {offset + _PIECE}")
+                bar.advance(min(_PIECE, size - offset))
     finally:
         os.close(fd)
     click.echo(f"{file}: reading and mapping agree over {size} bytes")

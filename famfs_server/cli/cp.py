@@ -27,7 +27,7 @@ from famfs_server.cli.attributes import (
 from famfs_server.cli.mkdir import make_directory
 from famfs_server.cli.progress import progress
 from famfs_server.cli.source import PIECE, Source, SourceError, gathered
-from famfs_server.cli.target import Place, Targets, Unmounted, daxdev_option
+from famfs_server.cli.target import Advance, Place, Targets, Unmounted, daxdev_option, unseen
 from famfs_server.cli.values import umask
 from famfs_server.daemon.control_client import ControlError, FileRequest, Striping
 from famfs_server.errors import (
@@ -137,8 +137,9 @@ def command(
         _refuse_nesting(sources, destination)
     with Targets(daxdev, write=not compare) as targets:
         copy = Copy(settings, _destination(targets, destination, sources, recursive=recursive))
-        for source in sources:
-            copy.add(source)
+        with progress("looking for files to copy", unit="files") as bar:
+            for source in sources:
+                copy.add(source, bar.advance)
         copy.finish()
         return 1 if copy.skipped else 0
 
@@ -171,10 +172,12 @@ class Copy:
         self._destination = destination
         self._into = destination.status()
         self._jobs: list[Job] = []
+        self._tell: Advance = unseen
         self.skipped = 0
 
-    def add(self, source: str) -> None:
-        """Take in one source of the command line."""
+    def add(self, source: str, advance: Advance) -> None:
+        """Take in one source of the command line; `advance` is told of each file."""
+        self._tell = advance
         found = os.stat(source)
         if not stat.S_ISDIR(found.st_mode):
             name = os.fsencode(os.path.basename(source))
@@ -191,12 +194,13 @@ class Copy:
         """Copy what has been collected. Raises the error of the first file that failed, after all others have run."""
         title = "comparing" if self._settings.compare else "copying"
         failures: dict[str, FamfsError | OSError] = {}
+        looks = 1 + self._settings.verify
         with (
-            progress(title, sum(job.source.size for job in self._jobs)) as advance,
+            progress(title, looks * sum(job.source.size for job in self._jobs)) as bar,
             ThreadPoolExecutor(max(self._settings.threads, 1)) as pool,
         ):
             try:
-                work = [(batch, pool.submit(self._run, batch, advance)) for batch in _batches(self._jobs)]
+                work = [(batch, pool.submit(self._run, batch, bar.advance)) for batch in _batches(self._jobs)]
                 for batch, future in work:
                     for job, failure in zip(batch, future.result(), strict=True):
                         if failure is not None:
@@ -246,17 +250,20 @@ class Copy:
             return
         mode = stat.S_IMODE(found.st_mode) & 0o777 if self._settings.mode is None else self._settings.mode
         self._jobs.append(Job(Source(source, found.st_size), place, mode))
+        self._tell(1)
 
-    def _run(self, jobs: Sequence[Job], advance: Callable[[int], None]) -> list[Failure]:
+    def _run(self, jobs: Sequence[Job], advance: Advance) -> list[Failure]:
         """Copy or compare a batch; for each of its files, what stood in its way."""
         outcome: list[Failure] = [None] * len(jobs)
         if not self._settings.compare:
             outcome = self._copy(jobs, advance, _TRIES)
         if self._settings.compare or self._settings.verify:
-            return [failure or _attempt(partial(_compare, job)) for job, failure in zip(jobs, outcome, strict=True)]
+            return [
+                failure or _attempt(partial(_compare, job, advance)) for job, failure in zip(jobs, outcome, strict=True)
+            ]
         return outcome
 
-    def _copy(self, jobs: Sequence[Job], advance: Callable[[int], None], tries: int) -> list[Failure]:
+    def _copy(self, jobs: Sequence[Job], advance: Advance, tries: int) -> list[Failure]:
         outcome: dict[Job, Failure] = {}
         missing: list[Job] = []
         for job in jobs:
@@ -283,7 +290,7 @@ class Copy:
         owner, striping = self._settings.owner, self._settings.striping
         return [FileRequest(job.place.path, job.source.size, job.mode, owner.uid, owner.gid, striping) for job in jobs]
 
-    def _make(self, jobs: Sequence[Job], advance: Callable[[int], None], tries: int) -> list[Failure]:
+    def _make(self, jobs: Sequence[Job], advance: Advance, tries: int) -> list[Failure]:
         """Make files with their data, together if that is possible."""
 
         def data() -> Iterator[memoryview]:
@@ -308,7 +315,7 @@ class Copy:
             return [error] * len(jobs)
         return [None] * len(jobs)
 
-    def _make_empty(self, jobs: Sequence[Job], advance: Callable[[int], None], tries: int) -> list[Failure]:
+    def _make_empty(self, jobs: Sequence[Job], advance: Advance, tries: int) -> list[Failure]:
         """Make files that are all zeroes, then fill them."""
         made = create_each(self._destination.target, self._requests(jobs))
         return [
@@ -353,7 +360,7 @@ def _attempt(act: Callable[[], None]) -> Failure:
     return None
 
 
-def _overwrite(job: Job, advance: Callable[[int], None]) -> None:
+def _overwrite(job: Job, advance: Advance) -> None:
     """Copy a file's bytes into one that exists. Raises SourceError unless all of them came."""
     opened = job.place.target.open(job.place.path, writable=True)
     try:
@@ -369,7 +376,7 @@ def _overwrite(job: Job, advance: Callable[[int], None]) -> None:
         opened.close()
 
 
-def _compare(job: Job) -> None:
+def _compare(job: Job, advance: Advance) -> None:
     """Raises CopyError for a copy that is not equal to its source."""
     found = job.place.status()
     if found is None:
@@ -383,5 +390,6 @@ def _compare(job: Job) -> None:
             if opened.read(offset, len(piece)) != piece:
                 raise CopyError(f"{job.place.name}: differs from {job.source.name} behind offset {offset}")
             offset += len(piece)
+            advance(len(piece))
     finally:
         opened.close()

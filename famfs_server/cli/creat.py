@@ -105,7 +105,8 @@ def command(
                 new.append((place, entry, request))
         for target in {id(place.target): place.target for place, _, _ in new}.values():
             batch = [row for row in new if row[0].target is target]
-            outcome = create_each(target, [request for _, _, request in batch])
+            with progress("creating", unit=""):
+                outcome = create_each(target, [request for _, _, request in batch])
             for (place, entry, _), obstacle in zip(batch, outcome, strict=True):
                 if obstacle is None:
                     ready.append((place, entry))
@@ -160,7 +161,7 @@ def _fill_all(files: Sequence[tuple[Place, int]], threads: int, *, alone: bool) 
         return 0
     total = sum(found.size for place, _ in files if (found := place.status()))
     failed = 0
-    with progress("filling", total) as advance, ThreadPoolExecutor(max(threads, 1)) as pool:
+    with progress("filling", total) as bar, ThreadPoolExecutor(max(threads, 1)) as pool:
 
         def fill(row: tuple[Place, int]) -> None:
             from famfs_server.seeded import SeededStream
@@ -174,7 +175,7 @@ def _fill_all(files: Sequence[tuple[Place, int]], threads: int, *, alone: bool) 
                     piece = buffer[: min(_PIECE, opened.size - offset)]
                     stream.fill(piece, offset)
                     opened.write(offset, piece)
-                    advance(len(piece))
+                    bar.advance(len(piece))
                 opened.flush()
             finally:
                 opened.close()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from famfs_server.cli import program
+from famfs_server.cli.progress import reading_log
 from famfs_server.cli.target import NotFamfsError, find_mount, this_host
 from famfs_server.cli.values import NumberType
 from famfs_server.errors import DeviceBusyError, FamfsError, MediaError, UsageError
@@ -149,7 +150,8 @@ def examine(path: str, *, force: bool = False, mending: Mending | None = None) -
             raise DeviceBusyError(f"{path}: a mounted file system is not repaired; unmount it first")
         target = MountedTarget(mount)
         try:
-            return Outcome(check.examine(target.memory(), mount.source, this_host()))
+            with reading_log(mount.source) as reading:
+                return Outcome(check.examine(target.memory(), mount.source, this_host(), reading=reading))
         finally:
             target.close()
 
@@ -161,7 +163,8 @@ def examine(path: str, *, force: bool = False, mending: Mending | None = None) -
             device.require_lock(Lock.MOUNTED, exclusive=True, wait=LOCK_SECONDS, why=why)
         memory = device.memory()
         try:
-            report = check.examine(memory, path, this_host())
+            with reading_log(path) as reading:
+                report = check.examine(memory, path, this_host(), reading=reading)
             return mend(memory, report, mending) if mending else Outcome(report)
         finally:
             memory.close()

@@ -10,6 +10,7 @@ import re
 import click
 
 from famfs_server.cli import program
+from famfs_server.cli.progress import progress
 from famfs_server.cli.target import Targets, Unmounted, unmounted
 from famfs_server.errors import MediaError, PathError, UsageError
 from famfs_server.volume.check import describe_stop
@@ -84,7 +85,9 @@ def command(
             from famfs_server.cli.shadow import ShadowTree
 
             tree = ShadowTree(shadow[0], write=not dryrun, compare=shadowtest)
-            created = tree.play(volume)
+            nodes = figures.files + figures.directories
+            with progress(f"playing into {shadow[0]}", nodes, "files and directories") as bar:
+                created = tree.play(volume, bar.advance)
         kind = "(shadow)" if shadow else ""
         click.echo(f"famfs logplay{kind}: {figures.log_entries} log entries, {created} new shadow files")
         click.echo(f"  {figures.files} files and {figures.directories} directories are shown")

@@ -8,6 +8,7 @@ from uuid import UUID
 import click
 
 from famfs_server.cli import program
+from famfs_server.cli.progress import progress
 from famfs_server.cli.values import SIZE, UUID_TEXT
 from famfs_server.errors import FamfsError, PrivilegeError, UsageError
 
@@ -80,7 +81,8 @@ def _make(device: str, *, force: bool, kill: bool, loglen: int, uuid: UUID | Non
                 return
             host = hostid.system_uuid()
             format.check_overwrite(memory, device, host, force=force)
-            made = format.make_filesystem(memory, device, host, log_length=loglen, uuid=uuid)
+            with progress("writing an empty log", unit=""):
+                made = format.make_filesystem(memory, device, host, log_length=loglen, uuid=uuid)
         finally:
             memory.close()
     click.echo(f"famfs file system on {device}")

@@ -3,11 +3,13 @@
 
 import os
 import re
+from functools import partial
 from typing import NoReturn
 
 import click
 
 from famfs_server.cli import program
+from famfs_server.cli.progress import progress
 from famfs_server.errors import FamfsError, PrivilegeError, UsageError
 
 MOUNT_FAILED = 32
@@ -96,7 +98,8 @@ def start(
 
     if fuse is None and (given := _GIVEN.fullmatch(directory)):
         fuse = int(given[1])
-    lifecycle.mount(options, foreground=foreground, fake=fake, fuse=fuse, store=store)
+    waiting = partial(progress, f"mounting {device}", unit="")
+    lifecycle.mount(options, foreground=foreground, fake=fake, fuse=fuse, store=store, waiting=waiting)
 
 
 @program.tool("mount.famfs")

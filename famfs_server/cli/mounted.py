@@ -10,13 +10,18 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from famfs_server.cli.target import Status, Target, this_host
+from famfs_server.cli.progress import reading_log
+from famfs_server.cli.target import Advance, Status, Target, this_host, unseen
 from famfs_server.daemon.control_client import ControlClient, FileRequest
 from famfs_server.errors import DeviceFaultError, FamfsError, MediaError
 from famfs_server.fuse.mountapi import MountRecord
 
 if TYPE_CHECKING:
     from famfs_server.volume.volume import Volume
+
+
+_PIECE = 1 << 30
+"""Bytes whose cache lines are dropped between two signs of progress."""
 
 
 class MountedTarget(Target):
@@ -69,7 +74,8 @@ class MountedTarget(Target):
         if self._volume is None:
             from famfs_server.volume.volume import Volume
 
-            self._volume = Volume(self.memory(), this_host(), self._mount.source)
+            with reading_log(self._mount.source) as reading:
+                self._volume = Volume(self.memory(), this_host(), self._mount.source, reading=reading)
         return self._volume
 
     def memory(self) -> "MetaMemory":
@@ -127,7 +133,7 @@ class MountedFile:
                 raise OSError(errno.EIO, os.strerror(errno.EIO), self._name)
             offset, data = offset + done, data[done:]
 
-    def flush(self) -> None:
+    def flush(self, advance: Advance = unseen) -> None:
         """Write everything back to memory, where other hosts see it.
 
         fsync asks the daemon, which knows nothing of stores to a mapped file; those lines are written back here.
@@ -145,7 +151,11 @@ class MountedFile:
 
             mapping = mmap.mmap(self._fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
             with mapping, memoryview(mapping) as view:
-                cacheline.invalidate(view, 0, self.size)
+                for start in range(0, self.size, _PIECE):
+                    cacheline.invalidate(view, start, min(_PIECE, self.size - start))
+                    advance(min(_PIECE, self.size - start))
+            return
+        advance(self.size)
 
     def close(self) -> None:
         """Give the file back."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from famfs_server.cli.target import Advance
 from famfs_server.errors import FamfsError, PathError
 from famfs_server.omf.layout import FILE_FLAG_ALL_HOSTS_RW
 from famfs_server.volume.volume import Volume
@@ -46,8 +47,11 @@ class ShadowTree:
             for path in (directory, self._root):
                 _make_directory(path, 0o755)
 
-    def play(self, volume: Volume) -> int:
-        """Make what is missing; the number of new files. Raises ShadowError for a file that says something else."""
+    def play(self, volume: Volume, advance: Advance) -> int:
+        """Make what is missing; the number of new files. `advance` is told of each file and directory.
+
+        Raises ShadowError for a file that says something else.
+        """
         created = 0
         tree = volume.namespace
         for nodeid in tree.walk():
@@ -57,6 +61,7 @@ class ShadowTree:
                     _make_directory(path, tree.mode[nodeid] & 0o7777)
             else:
                 created += self._play_file(path, describe(volume, nodeid))
+            advance(1)
         return created
 
     def _play_file(self, path: str, content: dict[str, Any]) -> int:

@@ -41,6 +41,14 @@ class Status:
     mode: int
 
 
+Advance = Callable[[int], None]
+"""Is told how many more bytes are done."""
+
+
+def unseen(_done: int) -> None:
+    """Nobody wants to know how far something is."""
+
+
 class OpenFile(Protocol):
     """A file of the file system whose bytes can be moved. Offsets and lengths are in bytes."""
 
@@ -52,7 +60,7 @@ class OpenFile(Protocol):
     def write(self, offset: int, data: memoryview) -> None:
         """Store all of `data`, or raise."""
 
-    def flush(self) -> None:
+    def flush(self, advance: Advance = unseen) -> None:
         """Write everything back to memory, where other hosts see it."""
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from famfs_server.cli import mount, program
+from famfs_server.cli.progress import progress
 from famfs_server.cli.target import FSTYPE
 from famfs_server.daemon.control_client import ControlClient
 from famfs_server.errors import FamfsError, MountError, UsageError
@@ -109,7 +110,9 @@ def _server_of(point: str) -> int | None:
 def _wait(server: int, point: str, numbers: Collection[int]) -> None:
     poll = select.poll()
     poll.register(server, select.POLLIN)
-    if not poll.poll(_SERVER_SECONDS * 1000):
+    with progress(f"waiting for the server of {point}", unit=""):
+        ended = bool(poll.poll(_SERVER_SECONDS * 1000))
+    if not ended:
         holders = holders_of(numbers)
         why = f": {', '.join(holders[:_SHOWN])} still has it, in another mount namespace or place" if holders else ""
         raise MountError(f"{point} is unmounted, but its server still runs after {_SERVER_SECONDS:.0f} seconds{why}")

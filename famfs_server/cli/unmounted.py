@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from uuid import UUID
 
-from famfs_server.cli.target import Status, Target, Unmounted, this_host
+from famfs_server.cli.progress import reading_log
+from famfs_server.cli.target import Advance, Status, Target, Unmounted, this_host, unseen
 from famfs_server.daemon.control_client import FileRequest, run_root
 from famfs_server.daemon.devices import CACHE_NAME
 from famfs_server.dax import hostid
@@ -59,7 +60,8 @@ class DeviceTarget(Target):
                 )
             host = hostid.system_uuid() if write else this_host()
             self._memory = self._device.memory()
-            self._volume = Volume(self._memory, host, device)
+            with reading_log(device) as reading:
+                self._volume = Volume(self._memory, host, device, reading=reading)
             finder = DeviceFinder(dict(named.further), PlaceCache(run_root() / CACHE_NAME), writable=write)
             self._volume.attach_devices(partial(self._attach, finder))
         except BaseException:
@@ -167,9 +169,10 @@ class DeviceFile:
         if self._volume.write(self._nodeid, offset, data) != len(data):
             raise DeviceFaultError("the file ends before the data")
 
-    def flush(self) -> None:
+    def flush(self, advance: Advance = unseen) -> None:
         """Write everything back to memory, where other hosts see it."""
         self._volume.write_back(self._nodeid)
+        advance(self.size)
 
     def close(self) -> None:
         """Nothing is held."""

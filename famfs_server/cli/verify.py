@@ -59,7 +59,7 @@ def parse_multi(text: str) -> tuple[str, int]:
 def _verify_all(files: Sequence[tuple[Place, int]], threads: int, *, quiet: bool) -> int:
     failed = 0
     total = sum(found.size for place, _ in files if (found := place.status()))
-    with progress("verifying", total) as advance, ThreadPoolExecutor(max(threads, 1)) as pool:
+    with progress("verifying", total) as bar, ThreadPoolExecutor(max(threads, 1)) as pool:
 
         def difference(row: tuple[Place, int]) -> int | None:
             from famfs_server.seeded import SeededStream
@@ -75,7 +75,7 @@ def _verify_all(files: Sequence[tuple[Place, int]], threads: int, *, quiet: bool
                     found = stream.first_difference(data, offset)
                     if found is not None or len(data) < length:
                         return offset + (len(data) if found is None else found)
-                    advance(len(data))
+                    bar.advance(len(data))
             finally:
                 opened.close()
             return None

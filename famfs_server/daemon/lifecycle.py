@@ -11,6 +11,7 @@ import select
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,13 +36,20 @@ log = logging.getLogger(__name__)
 
 
 def mount(
-    options: MountOptions, *, foreground: bool = False, fake: bool = False, fuse: int | None = None, store: bool = False
+    options: MountOptions,
+    *,
+    foreground: bool = False,
+    fake: bool = False,
+    fuse: int | None = None,
+    store: bool = False,
+    waiting: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
     """Mount by `options`. In the background: return when the mount is usable. In the foreground: when it has ended.
 
     `fake` stops after the checks. `fuse` is a descriptor of /dev/fuse that somebody else makes and removes the mount
     for; no capability is needed then, and the mount point is not touched: it may be waiting for us already. `store`:
-    the service manager keeps the connection; if it has kept one, that is gone on with.
+    the service manager keeps the connection; if it has kept one, that is gone on with. `waiting` is entered while the
+    server in the background is waited for.
     Raises FamfsError, and then nothing is mounted. Nothing is opened before the capabilities have been checked.
     """
     manager = ServiceManager.of_process() if foreground else ServiceManager("")
@@ -55,7 +63,9 @@ def mount(
     if fuse is None:
         privileges.require_mount_capabilities()
         options = replace(options, mount_point=_check_mount_point(options.mount_point))
-    start = partial(_mount, options, foreground=foreground, fake=fake, fuse=fuse, manager=manager, store=store)
+    start = partial(
+        _mount, options, foreground=foreground, fake=fake, fuse=fuse, manager=manager, store=store, waiting=waiting
+    )
     if options.daxmode is None or fake:
         start(lambda: None)
     else:
@@ -72,6 +82,7 @@ def _mount(
     fuse: int | None,
     manager: ServiceManager,
     store: bool,
+    waiting: Callable[[], AbstractContextManager[object]],
 ) -> None:
     """`mounted` is called by a supervisor in the foreground, once the mount is usable."""
     device = DaxDevice.open(options.device)
@@ -85,7 +96,7 @@ def _mount(
             logs.set_up(options.log_level, _fields(options), background=False)
             Supervisor(options, device, host, run_directory, mounted, fuse=fuse, manager=manager, store=store).run()
         else:
-            _daemonise(options, device, host, run_directory, fuse)
+            _daemonise(options, device, host, run_directory, fuse, waiting)
     finally:
         device.close()
 
@@ -214,7 +225,12 @@ class _Parent:
 
 
 def _daemonise(
-    options: MountOptions, device: DaxDevice, host: UUID | None, run_directory: Path, fuse: int | None
+    options: MountOptions,
+    device: DaxDevice,
+    host: UUID | None,
+    run_directory: Path,
+    fuse: int | None,
+    waiting: Callable[[], AbstractContextManager[object]],
 ) -> None:
     """Leave a supervisor behind, and return or raise what became of the mount."""
     hear, speak = os.pipe()
@@ -226,8 +242,9 @@ def _daemonise(
         _become_daemon(options, device, host, run_directory, fuse, _Parent(speak))
     os.close(speak)
     line = b""
-    while not line.endswith(b"\n") and (data := os.read(hear, 65536)):
-        line += data
+    with waiting():
+        while not line.endswith(b"\n") and (data := os.read(hear, 65536)):
+            line += data
     os.close(hear)
     if not line:
         os.waitpid(pid, 0)

@@ -6,7 +6,7 @@ skipped, which is how the reference counts; where the two differ, somebody shoul
 `volume/repair.py` mends what can be mended.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import UUID
@@ -192,12 +192,19 @@ class Report:
         }
 
 
-def examine(memory: DeviceMemory, device: str, host: UUID | None) -> Report:
+def examine(
+    memory: DeviceMemory,
+    device: str,
+    host: UUID | None,
+    *,
+    reading: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Report:
     """Examine the file system in `memory`; `host` is this host's UUID, which decides the role.
 
+    The log is read twice; `reading` is told each time how many entries were, and of how many.
     Raises MediaError where superblock or log header are invalid, DeviceFaultError where they cannot be read.
     """
-    volume = Volume(memory, host, device)
+    volume = Volume(memory, host, device, reading=reading)
     try:
         header = log.decode_header(
             memory.read_fresh(layout.LOG_OFFSET, layout.LOG_HEADER_SIZE), volume.superblock.log_length
@@ -220,6 +227,7 @@ def examine(memory: DeviceMemory, device: str, host: UUID | None) -> Report:
                 volume.superblock,
                 hidden=[index for index, _ in skipped],
                 stop=header.next_index if figures.stop is None else figures.stop.index,
+                reading=reading,
             ),
             further_devices=tuple(volume.space.sizes[1:]),
             shown_files=figures.files,
@@ -289,7 +297,15 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
-def count_usage(memory: DeviceMemory, end: int, superblock: Superblock, *, hidden: Sequence[int], stop: int) -> Usage:
+def count_usage(
+    memory: DeviceMemory,
+    end: int,
+    superblock: Superblock,
+    *,
+    hidden: Sequence[int],
+    stop: int,
+    reading: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Usage:
     """Read the log entries below `end` once, the ones behind an invalid one too, and add up what they claim.
 
     `hidden` are the indexes of entries that are not shown; none is from `stop` on.
@@ -302,6 +318,7 @@ def count_usage(memory: DeviceMemory, end: int, superblock: Superblock, *, hidde
     hides[list(hidden)] = True
     hides[stop:] = True
     for index, data, count in _blocks(memory, end):
+        reading(index, end)
         if not data:
             usage.bad_entries += count
             continue

@@ -106,12 +106,20 @@ class NewFile(NamedTuple):
 class Volume:
     """One file system, opened. Lookups need no lock; `refresh` and everything that writes take the volume's own."""
 
-    def __init__(self, memory: DeviceMemory, host: UUID | None, device: str, *, state: int | None = None) -> None:
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        host: UUID | None,
+        device: str,
+        *,
+        state: int | None = None,
+        reading: Callable[[int, int], None] = lambda _done, _total: None,
+    ) -> None:
         """Read and check superblock and log header of `memory`, and replay the log.
 
         `host` None means that this host's UUID is unknown, which makes it a client. `device` is for messages. `state`
         is a memfd for the namespace; one that a predecessor has left there is taken over, and only the log's tail is
-        replayed.
+        replayed. `reading` is told after each block how many entries of a new namespace are replayed, and of how many.
         Raises MediaError when there is no file system that can be used; single bad entries never do.
         """
         self.device = device
@@ -153,7 +161,7 @@ class Volume:
             self.namespace, self._space, self._replay = self._start(resumed, bulk=True)
             self._settled = False
         if resumed is None:
-            self._load(header.next_index)
+            self._load(header.next_index, reading)
         elif header.next_index != resumed.replayed:
             self._resume(header.next_index)
 
@@ -181,10 +189,11 @@ class Volume:
         )
         return tree, space, Replay(tree, space, bulk=bulk)
 
-    def _load(self, end: int) -> None:
+    def _load(self, end: int, reading: Callable[[int, int], None] = lambda _done, _total: None) -> None:
         self.namespace.expect(end)
         for stop in self._replay.run(self._memory, end):
             self.stop = stop
+            reading(self.namespace.replayed, end)
         self._settled = True
         if not self._replay.settle():
             # Extents overlap: only a replay entry by entry tells which of them came first.
@@ -193,6 +202,7 @@ class Volume:
             self.namespace, self._space, self._replay = self._start(self._new_namespace(), bulk=False)
             for stop in self._replay.run(self._memory, end):
                 self.stop = stop
+                reading(self.namespace.replayed, end)
         self.namespace.complete()
 
     @property
