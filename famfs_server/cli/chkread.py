@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`famfs chkread`: do reading and mapping a metadata file give the same bytes, and are they valid?"""
 
+import json
 import mmap
 import os
 
@@ -16,8 +17,9 @@ _PIECE = 1 << 20
 @program.tool("chkread")
 @click.option("-s", "--superblock", is_flag=True, help="FILE is a superblock file.")
 @click.option("-l", "--log", "is_log", is_flag=True, help="FILE is a log file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("file")
-def command(*, file: str, superblock: bool, is_log: bool) -> None:
+def command(*, file: str, superblock: bool, is_log: bool, as_json: bool) -> None:
     """Compare read(2) and mmap(2) of FILE, such as .meta/.superblock or .meta/.log of a mount."""
     if superblock == is_log:
         raise UsageError("say either --superblock or --log")
@@ -37,6 +39,9 @@ def command(*, file: str, superblock: bool, is_log: bool) -> None:
                 bar.advance(min(_PIECE, size - offset))
     finally:
         os.close(fd)
+    if as_json:
+        click.echo(json.dumps({"file": file, "kind": "superblock" if superblock else "log", "size": size}, indent=2))
+        return
     click.echo(f"{file}: reading and mapping agree over {size} bytes")
 
 

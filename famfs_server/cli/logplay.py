@@ -5,7 +5,9 @@ A mount of famfs-server follows its log by itself, so there the command only rep
 reference's server is fed with (docs/format.md 7.7).
 """
 
+import json
 import re
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +17,9 @@ from famfs_server.cli.target import Targets, Unmounted, unmounted
 from famfs_server.errors import MediaError, PathError, UsageError
 from famfs_server.volume.check import describe_stop
 from famfs_server.volume.faults import Fault
+
+if TYPE_CHECKING:
+    from famfs_server.volume.volume import Statistics
 
 _COUNTED_OUT = (Fault.UNKNOWN_TYPE, Fault.DEVICE_INDEX, Fault.DEVICE_DUPLICATE)
 """Entries that are neither files nor directories; logplay never counts them as errors (format 7.5)."""
@@ -45,6 +50,7 @@ class LogplayCommand(click.Command):
 @click.option("-c", "--client", is_flag=True, hidden=True)
 @click.option("-M", "--set-daxmode", is_flag=True, hidden=True)
 @click.option("-v", "--verbose", count=True, help="Say more.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.argument("path", required=False, metavar="[MOUNT]")
 def command(
     *,
@@ -58,6 +64,7 @@ def command(
     client: bool,
     set_daxmode: bool,
     verbose: int,
+    as_json: bool,
 ) -> int:
     """Take in what other hosts have logged, and show how the log reads. The exit status counts what cannot be shown."""
     program.set_verbosity(verbose)
@@ -88,13 +95,29 @@ def command(
             nodes = figures.files + figures.directories
             with progress(f"playing into {shadow[0]}", nodes, "files and directories") as bar:
                 created = tree.play(volume, bar.advance)
-        kind = "(shadow)" if shadow else ""
-        click.echo(f"famfs logplay{kind}: {figures.log_entries} log entries, {created} new shadow files")
-        click.echo(f"  {figures.files} files and {figures.directories} directories are shown")
-        errors = 0
-        for fault, count in figures.skipped.items():
-            click.echo(f"  {count} entries are skipped: {fault.meaning}")
-            errors += 0 if fault in _COUNTED_OUT else count
+        errors = sum(count for fault, count in figures.skipped.items() if fault not in _COUNTED_OUT)
+        if as_json:
+            click.echo(json.dumps(as_dict(figures, created, errors), indent=2))
+        else:
+            kind = "(shadow)" if shadow else ""
+            click.echo(f"famfs logplay{kind}: {figures.log_entries} log entries, {created} new shadow files")
+            click.echo(f"  {figures.files} files and {figures.directories} directories are shown")
+            for fault, count in figures.skipped.items():
+                click.echo(f"  {count} entries are skipped: {fault.meaning}")
         if figures.stop is not None:
             raise MediaError(describe_stop(figures.stop))
         return errors
+
+
+def as_dict(figures: "Statistics", created: int, errors: int) -> dict[str, Any]:
+    """What was found, for JSON."""
+    stop = figures.stop
+    return {
+        "log_entries": figures.log_entries,
+        "files": figures.files,
+        "directories": figures.directories,
+        "new_shadow_files": created,
+        "skipped": {fault.name.lower(): count for fault, count in figures.skipped.items()},
+        "errors": errors,
+        "stop": None if stop is None else {"index": stop.index, "damage": stop.damage.value},
+    }

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -238,7 +239,7 @@ def _consumer_name(name: str) -> str:
 @click.option("-c", "--consumer", is_flag=True, help="Take messages, and check them.")
 @click.option("-d", "--drain", is_flag=True, help="Take messages until the queue is empty.")
 @click.option("-i", "--info", is_flag=True, help="Show geometry and counters.")
-@click.option("--json", "as_json", is_flag=True, help="With --info: print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="With --info, and of a run: print JSON.")
 @click.option("-N", "--nmessages", type=NumberType("count", 1, (1 << 63) - 1), help="End after so many messages.")
 @click.option("-t", "--time", "seconds", type=NumberType("seconds", 1, 1 << 31), help="End after so many seconds.")
 @click.option("-S", "--seed", type=SEED, help="Seed of the payloads; a consumer compares them with it.")
@@ -305,13 +306,14 @@ def command(
         if seed is not None or producer:
             queue.use_seed(seed or 1)
         run = Run(nmessages, None if seconds is None else time.monotonic() + seconds)
-        tally = _work(queue, run, producer=producer, consumer=consumer, drain=drain, interval=interval)
+        tell = partial(_tell, name, tally := Tally(), as_json=as_json)
+        _work(queue, run, tally, tell, producer=producer, consumer=consumer, drain=drain, interval=interval)
     if statusfile is not None:
         Path(statusfile).write_text(f"{tally.status}\n")
     if tally.errors:
         program.warn(f"{name}: {tally.errors} messages are wrong, first {tally.first_error}")
-    if verbose or statusfile is None:
-        click.echo(f"{name}: sent {tally.sent}, received {tally.received}, errors {tally.errors}")
+    if verbose or as_json or statusfile is None:
+        tell()
     return tally.errors
 
 
@@ -395,9 +397,27 @@ def _show(queue: Queue, *, as_json: bool) -> None:
     click.echo(f"  {put} messages put, {taken} taken, {put - taken} waiting")
 
 
-def _work(queue: Queue, run: Run, *, producer: bool, consumer: bool, drain: bool, interval: int | None) -> Tally:
+def _tell(name: str, tally: Tally, *, as_json: bool) -> None:
+    """Print what a run has done so far, in one line."""
+    if as_json:
+        done = {"queue": name, "sent": tally.sent, "received": tally.received, "errors": tally.errors}
+        click.echo(json.dumps(done | {"first_error": tally.first_error or None}))
+    else:
+        click.echo(f"{name}: sent {tally.sent}, received {tally.received}, errors {tally.errors}")
+
+
+def _work(
+    queue: Queue,
+    run: Run,
+    tally: Tally,
+    tell: Callable[[], None],
+    *,
+    producer: bool,
+    consumer: bool,
+    drain: bool,
+    interval: int | None,
+) -> None:
     """Run what was asked for, each in a thread of its own, until it ends or a signal comes."""
-    tally = Tally()
     failures: list[BaseException] = []
 
     def guarded(work: Callable[[], None]) -> None:
@@ -426,13 +446,12 @@ def _work(queue: Queue, run: Run, *, producer: bool, consumer: bool, drain: bool
                 thread.join(0.05)
             if interval is not None and time.monotonic() - shown >= interval:
                 shown += interval
-                click.echo(f"{queue.name}: sent {tally.sent}, received {tally.received}, errors {tally.errors}")
+                tell()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if failures:
         raise failures[0]
-    return tally
 
 
 def main() -> NoReturn:

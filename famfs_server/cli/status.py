@@ -4,6 +4,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -20,7 +21,9 @@ Status = Mapping[str, Any]
 
 
 @program.tool("status")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: an object for MOUNT, a list without.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: an object for MOUNT, a list without; a line with --watch."
+)
 @click.option("-w", "--watch", is_flag=True, help="Show it again every second, with rates, until interrupted.")
 @click.option("-n", "--count", type=NumberType("count", 1, 1 << 31), help="With --watch: end after so many times.")
 @click.argument("mount", required=False)
@@ -36,19 +39,27 @@ def command(*, mount: str | None, as_json: bool, watch: bool, count: int | None)
         def look() -> list[str]:
             nonlocal before
             now = {status["mount_point"]: status for status in ask(points, alone=mount is not None)}
-            lines = [line for point, status in now.items() for line in render(status, before.get(point))]
+            if as_json:
+                lines = [json.dumps(_one_or_all(list(now.values()), mount))]
+            else:
+                lines = [line for point, status in now.items() for line in render(status, before.get(point))]
             before = now
             return lines
 
-        repeat(look, count)
+        repeat(look, count, in_place=not as_json)
         return 0
     found = ask(points, alone=mount is not None)
     if as_json:
-        click.echo(json.dumps(found[0] if mount else found, indent=2))
+        click.echo(json.dumps(_one_or_all(found, mount), indent=2))
     else:
         for line in (line for status in found for line in render(status)):
             click.echo(line)
     return 0 if len(found) == len(points) else 1
+
+
+def _one_or_all(found: list[Status], mount: str | None) -> Status | list[Status]:
+    """What --json prints: one object if one mount was named."""
+    return found[0] if mount else found
 
 
 def ask(points: Sequence[str], *, alone: bool = False) -> list[Status]:
@@ -73,19 +84,20 @@ def mount_points() -> list[str]:
     return points
 
 
-def repeat(look: Callable[[], list[str]], count: int | None, seconds: float = 1.0) -> None:
-    """Show what `look` gives, again and again in one place on a terminal; one text after the other elsewhere."""
+def repeat(look: Callable[[], list[str]], count: int | None, seconds: float = 1.0, *, in_place: bool = True) -> None:
+    """Show what `look` gives, again and again: `in_place` on a terminal, else one text after the other."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     console = Console()
+    in_place = in_place and console.is_terminal
     done = 0
     try:
-        with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+        with Live(console=console, auto_refresh=False, screen=True) if in_place else nullcontext() as live:
             while True:
                 text = "\n".join(look())
-                if console.is_terminal:
+                if live is not None:
                     live.update(Text(text), refresh=True)
                 else:
                     click.echo(text)

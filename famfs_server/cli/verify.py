@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """`famfs verify`: compare files with the data that seeds stand for."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 
 import click
 
 from famfs_server.cli import program
 from famfs_server.cli.attributes import thread_option
 from famfs_server.cli.progress import progress
-from famfs_server.cli.target import Place, Targets, Unmounted, daxdev_option
+from famfs_server.cli.target import Advance, Place, Targets, Unmounted, daxdev_option
 from famfs_server.cli.values import SEED
 from famfs_server.errors import FamfsError, UsageError
 
@@ -22,6 +24,7 @@ _PIECE = 8 << 20
 @click.option("-m", "--multi", multiple=True, metavar="FILE,SEED", help="A file and its seed; may be repeated.")
 @thread_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing of files that agree.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @daxdev_option
 def command(
     *,
@@ -30,6 +33,7 @@ def command(
     multi: tuple[str, ...],
     threadct: int,
     quiet: bool,
+    as_json: bool,
     daxdev: Unmounted | None,
 ) -> int:
     """Compare files with the data that `creat -r` gave them. The exit status is the number of files that differ."""
@@ -42,7 +46,14 @@ def command(
     else:
         wanted = [(filename, seed)]
     with Targets(daxdev, write=False) as targets:
-        return _verify_all([(targets.find(name), number) for name, number in wanted], threadct, quiet=quiet)
+        rows = []
+        for row in _verify_all([(targets.find(name), number) for name, number in wanted], threadct):
+            if not as_json:
+                row.tell(quiet=quiet)
+            rows.append(row)
+    if as_json:
+        click.echo(json.dumps([{**asdict(row), "agrees": row.agrees} for row in rows], indent=2))
+    return sum(not row.agrees for row in rows)
 
 
 def parse_multi(text: str) -> tuple[str, int]:
@@ -56,40 +67,57 @@ def parse_multi(text: str) -> tuple[str, int]:
         raise UsageError(f"--multi {text}: {error}") from None
 
 
-def _verify_all(files: Sequence[tuple[Place, int]], threads: int, *, quiet: bool) -> int:
-    failed = 0
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One file and its seed: where it differs first, or why it could not be read; neither: it agrees."""
+
+    file: str
+    seed: int
+    differs_at: int | None = None
+    error: str | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every byte is what the seed says."""
+        return self.differs_at is None and self.error is None
+
+    def tell(self, *, quiet: bool) -> None:
+        """For people."""
+        if self.error is not None:
+            program.warn(self.error)
+        elif self.differs_at is not None:
+            program.warn(f"{self.file}: differs from seed {self.seed} at offset {self.differs_at}")
+        elif not quiet:
+            click.echo(f"{self.file}: agrees with seed {self.seed}")
+
+
+def _verify_all(files: Sequence[tuple[Place, int]], threads: int) -> Iterator[Comparison]:
     total = sum(found.size for place, _ in files if (found := place.status()))
     with progress("verifying", total) as bar, ThreadPoolExecutor(max(threads, 1)) as pool:
-
-        def difference(row: tuple[Place, int]) -> int | None:
-            from famfs_server.seeded import SeededStream
-
-            place, seed = row
-            place.require_file()
-            stream = SeededStream(seed)
-            opened = place.target.open(place.path)
+        jobs = [(row, pool.submit(_difference, *row, bar.advance)) for row in files]
+        for (place, seed), job in jobs:
             try:
-                for offset in range(0, opened.size, _PIECE):
-                    length = min(_PIECE, opened.size - offset)
-                    data = opened.read(offset, length)
-                    found = stream.first_difference(data, offset)
-                    if found is not None or len(data) < length:
-                        return offset + (len(data) if found is None else found)
-                    bar.advance(len(data))
-            finally:
-                opened.close()
-            return None
-
-        for (place, seed), job in [(row, pool.submit(difference, row)) for row in files]:
-            try:
-                at = job.result()
+                yield Comparison(place.name, seed, job.result())
             except (FamfsError, OSError) as error:
-                program.warn(program.describe(error) if isinstance(error, OSError) else str(error))
-                failed += 1
-                continue
-            if at is not None:
-                program.warn(f"{place.name}: differs from seed {seed} at offset {at}")
-                failed += 1
-            elif not quiet:
-                click.echo(f"{place.name}: agrees with seed {seed}")
-    return failed
+                cause = program.describe(error) if isinstance(error, OSError) else str(error)
+                yield Comparison(place.name, seed, error=cause)
+
+
+def _difference(place: Place, seed: int, advance: Advance) -> int | None:
+    """The first byte that is not what the seed says."""
+    from famfs_server.seeded import SeededStream
+
+    place.require_file()
+    stream = SeededStream(seed)
+    opened = place.target.open(place.path)
+    try:
+        for offset in range(0, opened.size, _PIECE):
+            length = min(_PIECE, opened.size - offset)
+            data = opened.read(offset, length)
+            found = stream.first_difference(data, offset)
+            if found is not None or len(data) < length:
+                return offset + (len(data) if found is None else found)
+            advance(len(data))
+    finally:
+        opened.close()
+    return None

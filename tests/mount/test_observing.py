@@ -61,6 +61,12 @@ def test_status_for_people(mount: Mount) -> None:
     (rate,) = (float(row[1]) for row in rows if row[0] == "lookup")
     assert rate == pytest.approx(20 / (now["taken_at"] - before["taken_at"]), abs=1)
     assert "requests a second" in famfs("top", "-n", "2", mount.path)
+    looks = famfs("top", "--json", "-n", "2", mount.path).splitlines()
+    [first], [second] = (conform(line, "top") for line in looks)
+    assert first["requests_a_second"] is None
+    assert second["requests_a_second"] >= 0
+    for line in famfs("status", "--watch", "--json", "-n", "2", mount.path).splitlines():
+        conform(line, "status")
 
 
 def test_metrics_are_what_prometheus_reads(mount: Mount, tmp_path: Path) -> None:

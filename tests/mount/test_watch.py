@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness import BIN, CLIENT_UUID, FAST, Mount, Site, client, populate, run
+from schemas import conform
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -30,7 +31,7 @@ class Watch:
 
     def next(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        return dict(json.loads(self.process.stdout.readline()))
+        return dict(conform(self.process.stdout.readline(), "watch"))
 
     def end(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=20)

@@ -40,3 +40,18 @@ def test_documents_that_are_named_exist(document: Path) -> None:
 def test_commands_of_the_reference_are_there() -> None:
     names = {"mount", "fsck", "check", "mkdir", "cp", "creat", "flush", "verify", "mkmeta", "logplay", "getmap"}
     assert names | {"clone", "chkread"} <= set(COMMANDS)
+
+
+READING = {"check", "chkread", "doctor", "fsck", "getmap", "list", "logplay", "map", "pcq", "status", "top", "verify"}
+
+
+def test_reading_commands_print_json_that_a_schema_describes() -> None:
+    with_json = {
+        name for name, entry in COMMANDS.items() if any("--json" in parameter.opts for parameter in entry.load().params)
+    }
+    assert with_json == READING
+    schemas = {path.stem for path in (ROOT / "docs/schemas").glob("*.json")}
+    assert schemas == READING | {"pcq-run", "watch"}
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in schemas:
+        assert re.search(rf'conform\([^\n]*"{name}"\)', tests), f"no test holds JSON against docs/schemas/{name}.json"

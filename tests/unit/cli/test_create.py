@@ -10,6 +10,7 @@ import pytest
 from commands import Device, Outcome, json_of, run
 from famfs_server.dax.device import Lock
 from famfs_server.seeded import SeededStream
+from schemas import conform
 
 Build = Callable[[str, Path], Path]
 
@@ -289,3 +290,15 @@ def test_a_device_that_somebody_writes_to(device: Device) -> None:
         assert on(device, "getmap", ".meta/.log").status == 0
     with device.locked(Lock.MOUNTED, exclusive=True):
         assert on(device, "getmap", ".meta/.log").status == 16
+
+
+def test_verify_as_json(device: Device) -> None:
+    run("famfs", "creat", "--daxdev", device.path, "-M", "a,5000,1", "-M", "b,5000,2")
+    words = ["-m", "a,1", "-m", "b,1", "-m", "c,1"]
+    outcome = run("famfs", "verify", "--json", "--daxdev", device.path, *words)
+    assert outcome.status == 2
+    assert outcome.err == ""
+    rows = conform(outcome.out, "verify")
+    assert [row["agrees"] for row in rows] == [True, False, False]
+    assert [row["differs_at"] is None for row in rows] == [True, False, True]
+    assert [row["error"] is None for row in rows] == [True, True, False]

@@ -15,6 +15,7 @@ from commands import Device, host_file, json_of, run
 from famfs_server.cli import fsck
 from famfs_server.dax.device import Lock
 from golden import GoldenImages
+from schemas import conform
 
 Build = Callable[[str, Path], Path]
 
@@ -268,3 +269,18 @@ def test_chkread(vectors: GoldenImages, tmp_path: Path) -> None:
         outcome = run("famfs", "chkread", *arguments)
         assert outcome.status == status
         assert outcome.error.startswith("famfs chkread: ")
+    for option, file in (("-s", superblock), ("-l", log)):
+        found = conform(run("famfs", "chkread", option, "--json", file).out, "chkread")
+        assert found["size"] == file.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["02-tree", "05-bad-entry-crc", "11-bad-entries"])
+def test_logplay_as_json(vectors: GoldenImages, tmp_path: Path, name: str) -> None:
+    outcome = run("famfs", "logplay", "--json", "--shadow", tmp_path / "s", "--daxdev", vectors.build(name, tmp_path))
+    found = conform(outcome.out, "logplay")
+    assert found["new_shadow_files"] == found["files"]
+    if found["stop"] is None:
+        assert outcome.status == found["errors"]
+    else:
+        assert outcome.status == 1
+        assert name == "05-bad-entry-crc"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from commands import json_of, run
+from schemas import conform
 
 GEOMETRIES = ((12, 1), (64, 1024), (100, 7), (4096, 33), (1 << 20, 3))
 
@@ -104,3 +105,16 @@ def test_owner_and_permissions(tmp_path: Path, queue: Path) -> None:
         run("pcq", "-C", "-b", "64", "-n", "4", "-u", "5", "-g", "6", tmp_path / "q")
         found = os.stat(tmp_path / "q.consumer")
         assert (found.st_uid, found.st_gid) == (5, 6)
+
+
+def test_a_run_as_json(queue: Path) -> None:
+    outcome = run("pcq", "-p", "-N", "5", "--json", "-f", queue.with_name("status"), queue)
+    assert conform(outcome.out, "pcq-run")["sent"] == 5
+    with queue.open("r+b") as file:
+        file.seek(4096 + 20)
+        file.write(b"\xff\xff")
+    outcome = run("pcq", "-d", "--json", queue)
+    assert outcome.status == 1
+    found = conform(outcome.out, "pcq-run")
+    assert (found["received"], found["errors"]) == (5, 1)
+    assert "checksum" in found["first_error"]
