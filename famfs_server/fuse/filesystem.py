@@ -487,7 +487,9 @@ class FileSystem:
         The kernel counts as given the nodeid.
         """
         path = self._new_path(parent, name)
-        if node := self.lookup(parent, name):
+        # Whoever may create writes all of the log, so there is no need to look at it; an append does that anyway.
+        if node := self.namespace.lookup(parent, name) or self.made.find(parent, name):
+            node = self.made.aliases.get(node, node)
             if flags & os.O_EXCL:
                 raise refusal(errno.EEXIST)
             answer = self.open(node, flags)
