@@ -46,7 +46,7 @@ class FmapReplies:
         self.candidates = candidates
         self._devices = devices
         self._pushed = pushed
-        self._last: tuple[int, int, bytes] | None = None
+        self._last: tuple[int, int, memoryview] | None = None
         self.served = 0
         """Maps sent so far."""
         self.refused: dict[int, str] = {}
@@ -62,7 +62,7 @@ class FmapReplies:
         """The opcode that asks for a device, if the kernel may speak a dialect that has one."""
         return next((dialect.get_daxdev for dialect in self.candidates if dialect.get_daxdev is not None), None)
 
-    def get_fmap(self, nodeid: int, body: bytes) -> bytes:
+    def get_fmap(self, nodeid: int, body: bytes) -> bytes | memoryview:
         """The payload of the answer to GET_FMAP: the map, or its header alone where the kernel must make more room.
 
         May be asked again at any time, by any process, with the same result. Raises OSError: ESTALE or EISDIR for what
@@ -100,7 +100,7 @@ class FmapReplies:
                 return dialect
         raise refusal(errno.EINVAL)
 
-    def _message(self, row: int, dialect: Dialect) -> bytes:
+    def _message(self, row: int, dialect: Dialect) -> bytes | memoryview:
         tree = self._tree
         size, chunk_size, raw = tree.size[row], tree.chunk[row], tree.extent_bytes(row)
         # A map that is too large is asked for twice in a row; encoding half a million extents once is enough.
@@ -122,8 +122,8 @@ class FmapReplies:
                 f"its map of {count} extents needs {length} bytes; dialect {dialect.name} takes {dialect.max_extents} "
                 f"extents and {dialect.max_reply} bytes",
             )
-        unrolled = fmap_arithmetic.unroll(tree.extent_rows(row), chunk_size, size)
-        message = simple_map(unrolled.tobytes(), count, size)
+        message = fmap_arithmetic.unroll(tree.extent_rows(row), chunk_size, size, lead=abi.FMAP_HEADER.size)
+        message[: abi.FMAP_HEADER.size] = _simple_header(count, size)
         self._last = (row, size, message)
         return message
 
@@ -193,9 +193,12 @@ def _inexpressible(dialect: Dialect, extents: list[tuple[int, ...]], chunk_size:
 
 def simple_map(extents: bytes | memoryview, count: int, size: int) -> bytes:
     """A map of `count` extents, encoded already, for a file of `size` bytes."""
-    total = abi.FMAP_HEADER.size + len(extents)
-    header = abi.FMAP_HEADER.pack(0, abi.FMAP_VERSION, abi.FMAP_SIMPLE, count, total, size)
-    return b"".join((header, extents))
+    return b"".join((_simple_header(count, size), extents))
+
+
+def _simple_header(count: int, size: int) -> bytes:
+    total = abi.FMAP_HEADER.size + count * abi.FMAP_EXTENT.size
+    return abi.FMAP_HEADER.pack(0, abi.FMAP_VERSION, abi.FMAP_SIMPLE, count, total, size)
 
 
 def _interleaved(strips: memoryview, count: int, chunk_size: int, size: int) -> bytes:

@@ -518,7 +518,7 @@ def _nanoseconds(seconds: int, nanoseconds: int) -> int:
     return ((seconds ^ _SIGN) - _SIGN) * _NSEC + nanoseconds
 
 
-def reply(fuse: int, data: bytes, payload: bytes = b"") -> None:
+def reply(fuse: int, data: bytes, payload: bytes | memoryview = b"") -> None:
     """Write a reply. One that comes too late, since its request was interrupted or the mount is gone, is dropped."""
     try:
         if payload:

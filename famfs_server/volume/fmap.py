@@ -56,16 +56,22 @@ def _pieces(fmap: Fmap, offset: int, length: int) -> Iterator[Extent]:
         base += extent.length
 
 
-def unroll(strips: NDArray[np.void], chunk_size: int, size: int) -> NDArray[np.void]:
-    """Simple extents that mean the same as `strips` (rows of EXTENT) do for a file of `size` bytes.
+def unroll(strips: NDArray[np.void], chunk_size: int, size: int, *, lead: int = 0) -> memoryview:
+    """Simple extents that mean the same as `strips` (rows of EXTENT) do for a file of `size` bytes, as rows of EXTENT
+    behind `lead` bytes of room.
 
     Every extent is a whole chunk, the last one too: kernels that accept only simple extents want aligned lengths
-    (protocol 6.4). A file of 1 TiB has half a million of them, so they are made as columns.
+    (protocol 6.4). A file of 1 TiB has half a million of them, 12 MiB: they are made where they stay, the first stripe
+    repeated and then moved on.
     """
     chunks = -(-size // chunk_size)
-    extents = np.zeros((-(-chunks // len(strips)), len(strips)), EXTENT)
-    stripe = np.arange(len(extents), dtype=np.uint64)[:, None]
-    extents["device"] = strips["device"]
-    extents["offset"] = strips["offset"] + stripe * np.uint64(chunk_size)
-    extents["length"] = chunk_size
-    return extents.reshape(-1)[:chunks]
+    stripes = -(-chunks // len(strips))
+    room = np.empty(lead + stripes * strips.nbytes, np.uint8)
+    # As plain numbers: numpy copies structures field by field.
+    rows = room[lead:].view(np.uint64).reshape(stripes, -1)
+    stripe = strips.copy()
+    stripe["length"] = chunk_size
+    rows[:] = stripe.view(np.uint64)
+    offsets = rows.view(EXTENT)["offset"]
+    offsets += np.arange(0, stripes * chunk_size, chunk_size, dtype=np.uint64)[:, None]
+    return room.data[: lead + chunks * EXTENT.itemsize]
