@@ -2,14 +2,13 @@
 """`famfs devadd`: make one more device part of a file system (docs/format.md 4.4, 7.5)."""
 
 import os
-import stat
 from collections.abc import Callable, Set
 from uuid import UUID
 
 import click
 
 from famfs_server.cli import program
-from famfs_server.cli.target import NotFamfsError, Targets, Unmounted, find_mount, unmounted
+from famfs_server.cli.target import Targets, Unmounted, names_device, unmounted
 from famfs_server.errors import MediaError, RoleError
 
 LOCK_SECONDS = 2.0
@@ -40,7 +39,7 @@ def command(*, device: str, target: str, force: bool, further: tuple[str, ...], 
     from famfs_server.volume.volume import Role
 
     with Targets(_unmounted(target, further), write=True) as targets:
-        place = targets.find("/" if _is_device(target) else target)
+        place = targets.find("/" if names_device(target) else target)
         place.target.follow()
         volume = place.target.volume()
         if volume.role is not Role.MASTER:
@@ -59,16 +58,7 @@ def command(*, device: str, target: str, force: bool, further: tuple[str, ...], 
 
 def _unmounted(target: str, further: tuple[str, ...]) -> Unmounted | None:
     """The file system on the device `target`; nothing if it is a place in a mount."""
-    return unmounted((target, *further)) if _is_device(target) else None
-
-
-def _is_device(target: str) -> bool:
-    """Whether the path is a device and no place in a mounted file system."""
-    try:
-        find_mount(target)
-    except NotFamfsError:
-        return not stat.S_ISDIR(os.stat(target).st_mode)
-    return False
+    return unmounted((target, *further)) if names_device(target) else None
 
 
 def add_prepared(path: str, volume: UUID, known: Set[UUID], add: Callable[[UUID], None], *, force: bool) -> UUID:

@@ -2,8 +2,6 @@
 """`famfs map`: a picture of what lies where, of a whole file system or of one file."""
 
 import json
-import os
-import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from famfs_server.cli import program
-from famfs_server.cli.target import NotFamfsError, Place, Targets, Unmounted, daxdev_option, find_mount
+from famfs_server.cli.target import Place, Targets, Unmounted, daxdev_option, names_device
 from famfs_server.errors import NoSuchPathError, UsageError
 from famfs_server.sizes import human_size
 
@@ -40,7 +38,7 @@ def command(*, path: str, output: str | None, as_json: bool, daxdev: Unmounted |
 
     if output is not None and Path(output).suffix not in _PICTURES:
         raise UsageError(f"{output}: the name of a picture ends in {' or '.join(_PICTURES)}")
-    if daxdev is None and _is_device(path):
+    if daxdev is None and names_device(path):
         path, daxdev = "/", Unmounted(path)
     with Targets(daxdev, write=False) as targets:
         place = targets.find(path)
@@ -64,16 +62,6 @@ def command(*, path: str, output: str | None, as_json: bool, daxdev: Unmounted |
         draw(whole, Path(output))
         return
     show(whole, lines)
-
-
-def _is_device(path: str) -> bool:
-    """Whether the path is a device, or a file that stands for one, and not a file in a famfs file system."""
-    try:
-        found = os.stat(path)
-        find_mount(path)
-    except (OSError, NotFamfsError):
-        return os.path.exists(path) and not stat.S_ISDIR(found.st_mode)
-    return False
 
 
 def _nodeid(place: Place) -> int:

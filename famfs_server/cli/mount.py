@@ -3,8 +3,9 @@
 
 import os
 import re
+from collections.abc import Callable
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -102,16 +103,25 @@ def start(
     lifecycle.mount(options, foreground=foreground, fake=fake, fuse=fuse, store=store, waiting=waiting)
 
 
+def helper_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what mount(8) and umount(8) both give to their helpers: -n, -v, -N and -t."""
+    for option in (
+        click.option("-t", "kind", metavar="TYPE", help="famfs or fuse.famfs."),
+        click.option("-N", "namespace", metavar="NAMESPACE", help="Not possible: use nsenter --mount."),
+        click.option("-v", "--verbose", count=True, help="Say more."),
+        click.option("-n", "no_mtab", is_flag=True, help="Accepted; there is no mtab."),
+    ):
+        function = option(function)
+    return function
+
+
 @program.tool("mount.famfs")
 @click.option("-o", "options", multiple=True, metavar="OPTIONS", help="Mount options, separated by commas.")
 @click.option("-s", "sloppy", is_flag=True, help="Tolerate unknown options.")
 @click.option("-f", "fake", is_flag=True, help="Do everything but the mount.")
-@click.option("-n", "no_mtab", is_flag=True, help="Accepted; there is no mtab.")
-@click.option("-v", "--verbose", count=True, help="Say more.")
 @click.option("-r", "read_only", is_flag=True, help="As -o ro.")
 @click.option("-w", "read_write", is_flag=True, help="As -o rw.")
-@click.option("-N", "namespace", metavar="NAMESPACE", help="Not possible: use nsenter --mount.")
-@click.option("-t", "kind", metavar="TYPE", help="famfs or fuse.famfs.")
+@helper_options
 @click.argument("device")
 @click.argument("directory")
 def helper(
@@ -132,21 +142,17 @@ def helper(
 
     Exit status: 0 mounted, 1 usage or permission, 2 system error, 8 interrupted, 32 the mount failed.
     """
-    program.set_verbosity(verbose)
-    refuse_namespace(namespace)
-    require_type(kind)
+    check_helper_options(namespace, kind, verbose)
     words = [*options, *(["ro"] if read_only else []), *(["rw"] if read_write else [])]
     start(device, directory, words, sloppy=sloppy, fake=fake)
 
 
-def refuse_namespace(namespace: str | None) -> None:
-    """mount(8) and umount(8) hand on -N where they cannot enter the namespace themselves."""
+def check_helper_options(namespace: str | None, kind: str | None, verbose: int) -> None:
+    """Heed what `helper_options` has added. Raises UsageError for -N, which mount(8) and umount(8) hand on where they
+    cannot enter the namespace themselves, and for another file system's -t."""
+    program.set_verbosity(verbose)
     if namespace is not None:
         raise UsageError("-N: enter the mount namespace with nsenter --mount instead")
-
-
-def require_type(kind: str | None) -> None:
-    """Raise UsageError for another file system's -t."""
     if kind is not None and kind not in ("famfs", "fuse.famfs"):
         raise UsageError(f"-t {kind}: this is famfs")
 

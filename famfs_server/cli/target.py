@@ -6,6 +6,7 @@ A command asks `Targets` for the place that a path names and never learns which 
 
 import errno
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -210,6 +211,18 @@ def find_mount(path: str) -> tuple[mountapi.MountRecord, bytes]:
     inside = os.path.relpath(real, covering.mount_point)
     whole = os.path.normpath(os.path.join(covering.root, inside)).strip("/")
     return covering, b"" if whole == "." else os.fsencode(whole)
+
+
+def names_device(path: str) -> bool:
+    """Whether `path` is a device, or a file that stands for one, and no place in a mounted file system.
+
+    Raises OSError for what is not there, but in a mounted file system.
+    """
+    try:
+        find_mount(path)
+    except NotFamfsError:
+        return not stat.S_ISDIR(os.stat(path).st_mode)
+    return False
 
 
 def this_host() -> UUID | None:

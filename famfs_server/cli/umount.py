@@ -35,11 +35,8 @@ def command(*, path: str, lazy: bool, force: bool, verbose: int) -> None:
 @program.tool("umount.famfs")
 @click.option("-l", "lazy", is_flag=True, help="Detach now, free it when the last user has gone.")
 @click.option("-f", "force", is_flag=True, help="End all requests first.")
-@click.option("-n", "no_mtab", is_flag=True, help="Accepted; there is no mtab.")
 @click.option("-r", "read_only", is_flag=True, help="Accepted; a busy mount is not made read-only instead.")
-@click.option("-v", "--verbose", count=True, help="Say more.")
-@click.option("-N", "namespace", metavar="NAMESPACE", help="Not possible: use nsenter --mount.")
-@click.option("-t", "kind", metavar="TYPE", help="famfs or fuse.famfs.")
+@mount.helper_options
 @click.argument("path", metavar="DIRECTORY|DEVICE")
 def helper(
     *,
@@ -56,9 +53,7 @@ def helper(
 
     Exit status: 0 unmounted, 1 usage or permission, 2 system error, 8 interrupted, 32 the unmount failed.
     """
-    program.set_verbosity(verbose)
-    mount.refuse_namespace(namespace)
-    mount.require_type(kind)
+    mount.check_helper_options(namespace, kind, verbose)
     detach(path, lazy=lazy, force=force)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import matrix
 from famfs_server.cli.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,7 +19,7 @@ def test_every_test_that_compatibility_names_exists() -> None:
     assert len(named) > 60
     for path, name in named:
         assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
-    for line in text.splitlines():
+    for line in text.partition("## Kernels, dialects and formats")[0].splitlines():
         if line.startswith("| ") and not line.startswith(("| reference", "| step")):
             assert re.search(r"\| (works|differs|not applicable)", line), line
             assert "::test_" in line, line
@@ -55,3 +56,10 @@ def test_reading_commands_print_json_that_a_schema_describes() -> None:
     tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for name in schemas:
         assert re.search(rf'conform\([^\n]*"{name}"\)', tests), f"no test holds JSON against docs/schemas/{name}.json"
+
+
+def test_the_matrix_of_kernels_dialects_and_formats_is_what_the_code_says() -> None:
+    text = (ROOT / "docs/compatibility.md").read_text()
+    for table in (matrix.kernels(), matrix.formats()):
+        lines = "\n".join(table)
+        assert f"\n\n{lines}\n\n" in text, f"docs/compatibility.md should have\n{lines}"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from famfs_server.cli.target import NotFamfsError, find_mount
+from commands import run
+from famfs_server.cli.target import NotFamfsError, find_mount, names_device
 from famfs_server.fuse import mountapi
 from famfs_server.fuse.mountapi import MountRecord
 
@@ -68,3 +69,19 @@ def test_links_outside_lead_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert find_mount("../new")[1] == b"new"
     with pytest.raises(NotFamfsError):
         find_mount("../../new")
+
+
+def test_what_names_a_device(tmp_path: Path) -> None:
+    (tmp_path / "image").touch()
+    assert names_device(str(tmp_path / "image"))
+    assert names_device("/dev/null")
+    assert not names_device(str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        names_device(str(tmp_path / "nope"))
+
+
+@pytest.mark.parametrize("command", [("map",), ("devadd", "/dev/null")])
+def test_commands_that_take_either_name_what_is_missing(command: tuple[str, ...], tmp_path: Path) -> None:
+    outcome = run("famfs", *command, tmp_path / "nope")
+    assert outcome.status == 1
+    assert outcome.error == f"famfs {command[0]}: {tmp_path}/nope: No such file or directory"
