@@ -54,7 +54,7 @@ def mark() -> Iterator[str]:
         waiting[:] = [f"{pid} {what}" for pid, what in marked_processes(value).items() if process_state(pid) == "D"]
         return not waiting
 
-    assert wait_for(none_waits, 10), f"in state D for good: {waiting}"
+    assert wait_for(none_waits), f"in state D for good: {waiting}"
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def nothing_left(mark: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         left[:] += mounts() - mounts_before
         return not left
 
-    if not wait_for(clear, 5):
+    if not wait_for(clear):
         pytest.fail(f"left behind: {', '.join(left)}")
 
 
@@ -90,9 +90,9 @@ def use(site: Site) -> Iterator[Site]:
         left[:] = site.leftovers()
         return not left
 
-    if not wait_for(clear, 5):
+    if not wait_for(clear):
         site.clean()
-        wait_for(lambda: not site.leftovers(), 5)
+        wait_for(lambda: not site.leftovers())
         pytest.fail(f"left behind: {', '.join(left)}")
 
 

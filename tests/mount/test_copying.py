@@ -115,7 +115,7 @@ def test_killed_copy_leaves_whole_files_and_is_completed_by_the_next(
                 # It stops before a piece, when what went before is no less than asked for.
                 assert "large" not in visible or -(-after // PIECE) * PIECE >= LARGE
                 os.kill(process.pid, signal.SIGKILL)
-                process.wait(10)
+                process.wait(20)
             assert set(visible) >= set(before)
         done = master.host.run(BIN / "famfs", "cp", "-r", "--verify", source, master.path)
         assert (done.returncode, done.stderr) == (0, "")
@@ -135,7 +135,7 @@ def test_killed_at_any_moment(site: Site, device: Path, source: Path, rng: rando
             process = subprocess.Popen(words, env=master.host.environment, stderr=subprocess.DEVNULL)
             time.sleep(rng.uniform(0.1, 1))
             process.kill()
-            process.wait(10)
+            process.wait(20)
             seen(other, source)
         assert master.host.run(BIN / "famfs", "cp", "-r", source, master.path).returncode == 0
         assert seen(other, source) == everything(source)
@@ -146,7 +146,7 @@ def test_killed_worker_fails_no_copy(site: Site, device: Path, source: Path) -> 
         with stopped_copy(master, source, LARGE // 2) as process:
             worker = master.process("worker")
             os.kill(worker, signal.SIGKILL)
-            assert wait_for(lambda: worker not in master.host_processes(), 10)
+            assert wait_for(lambda: worker not in master.host_processes())
             assert "large" not in seen(other, source)
             os.kill(process.pid, signal.SIGCONT)
             # It stops at each piece from now on.
@@ -188,5 +188,5 @@ def test_logged_first_is_seen_first(site: Site, device: Path, source: Path) -> N
             assert process.returncode == 0
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(20)
         assert seen(other, source) == ["large"]

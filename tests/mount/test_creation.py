@@ -168,7 +168,7 @@ def holder(*prefix: str) -> Iterator[Holder]:
             yield Holder(process)
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(10)
+            process.wait(20)
     finally:
         process.kill()
 
@@ -465,7 +465,7 @@ def test_others_see_a_file_when_it_is_whole(world: World) -> None:
         assert "whole" not in succeed("ls", world.client.path).split("\n")
         act.write(file, DATA[100_000:200_000], 100_000)
         assert act("close", file) is None
-        assert wait_for(lambda: exists(theirs), 2)
+        assert wait_for(lambda: exists(theirs))
         assert client("result = open(arguments[0], 'rb').read().hex()", theirs) == DATA[:200_000].hex()
 
 
@@ -542,7 +542,7 @@ def test_inode_numbers_stay_while_a_file_is_open(world: World) -> None:
         assert client(ask, path) == number
     logged = client(ask, world.client / "inode")
     assert logged < FIRST_PROVISIONAL
-    assert wait_for(lambda: client(ask, path) == logged, 5)
+    assert wait_for(lambda: client(ask, path) == logged)
 
 
 def test_name_that_a_command_takes_meanwhile(world: World) -> None:

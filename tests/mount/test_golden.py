@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from golden import GoldenImages
-from harness import CLIENT_UUID, FAST, MASTER_UUID, MIB, Site, client
+from harness import CLIENT_UUID, MASTER_UUID, MIB, Site, client
 
 INVALID = {
     "06-bad-sb-crc": "checksum",
@@ -88,8 +86,7 @@ def pattern(path: str, offset: int, length: int) -> bytes:
     return b"".join(blocks)[offset - first * PIECE :][:length]
 
 
-@pytest.mark.parametrize("fast", FAST)
-def test_golden_image(golden_name: str, fast: str, vectors: GoldenImages, site: Site, tmp_path: Path) -> None:
+def test_golden_image(golden_name: str, vectors: GoldenImages, site: Site, tmp_path: Path) -> None:
     image = vectors.build(golden_name, tmp_path)
     if golden_name in INVALID:
         refuse(golden_name, image, site)
@@ -102,8 +99,8 @@ def test_golden_image(golden_name: str, fast: str, vectors: GoldenImages, site: 
                 memory.seek(device_offset(node["file"], offset))
                 memory.write(pattern(path, offset, length))
     with (
-        site.mounted(image, f"fastpath={fast}") as mount,
-        site.mounted(image, f"fastpath={fast}", host=CLIENT_UUID) as other,
+        site.mounted(image) as mount,
+        site.mounted(image, "fastpath=off", host=CLIENT_UUID) as other,
     ):
         code = """
 found = {}

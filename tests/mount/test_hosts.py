@@ -115,7 +115,7 @@ class Simulated:
 
     def __init__(self, host: Host, device: Path, place: Path, fast: str) -> None:
         self.host = host
-        command = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c", HOST]
+        command = ["unshare", "--mount", "--propagation", "slave", sys.executable, "-c", HOST]
         self.process = subprocess.Popen(
             [*command, str(BIN), str(device), str(place), fast],
             stdin=subprocess.PIPE,
@@ -239,7 +239,7 @@ class Work:
         for pid, name in self.site.processes(host.host).items():
             if name == "famfs-worker":
                 os.kill(pid, signal.SIGKILL)
-                assert wait_for(lambda pid=pid: pid not in self.site.processes(host.host), 10)
+                assert wait_for(lambda pid=pid: pid not in self.site.processes(host.host))
 
     def compare(self) -> None:
         """All hosts show the same tree and the same bytes."""

@@ -94,7 +94,7 @@ class Stage:
         messages = self.site.directory / "messages"
         self.zygote.stdin.write(f"{role}\t{self.device}\t{self.place}\t{messages}\n".encode())
         self.zygote.stdin.flush()
-        supervisor = self.readline(10)
+        supervisor = self.readline(20)
         assert supervisor is not None
         stopped: list[int] = []
 
@@ -103,7 +103,7 @@ class Stage:
             stopped[:] = [pid for pid in family if state(pid) == "T"]
             return bool(stopped)
 
-        assert wait_for(find, 10)
+        assert wait_for(find)
         return stopped[0]
 
     @property
@@ -147,12 +147,12 @@ def tracing(target: int, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
     strace = subprocess.Popen(["strace", "-qq", "-p", str(target), *options], stderr=subprocess.DEVNULL)
     try:
         traced = Path(f"/proc/{target}/status")
-        assert wait_for(lambda: "TracerPid:\t0\n" not in traced.read_text(), 10)
+        assert wait_for(lambda: "TracerPid:\t0\n" not in traced.read_text())
         os.kill(target, signal.SIGCONT)
         yield strace
     finally:
         strace.send_signal(signal.SIGINT)
-        strace.wait(10)
+        strace.wait(20)
 
 
 def record(stage: Stage, role: Role) -> list[tuple[str, int]]:
@@ -165,7 +165,7 @@ def record(stage: Stage, role: Role) -> list[tuple[str, int]]:
         assert wait_for(lambda: stage.mounted, 20)
         time.sleep(0.1)
     succeed("umount", stage.place)
-    assert stage.readline(10) == 0
+    assert stage.readline(20) == 0
     # The worker exists only after the opening.
     inside = role == "worker"
     counts: Counter[tuple[str, str]] = Counter()
@@ -205,7 +205,7 @@ def kill_at(stage: Stage, role: Role, call: str, when: int) -> bool:
         assert succeed("cat", stage.place / "hello") == "hello, world\n"
         assert role == "worker" or not reached
         succeed("umount", stage.place)
-        assert stage.readline(10) == 0
+        assert stage.readline(20) == 0
         clean(stage, before)
         return reached
     assert reached
@@ -216,9 +216,9 @@ def kill_at(stage: Stage, role: Role, call: str, when: int) -> bool:
 
 def clean(stage: Stage, before: set[str]) -> None:
     """Check that nothing is left of a mount."""
-    assert wait_for(lambda: not stage.mounted, 5), "a mount is left"
-    assert wait_for(lambda: not stage.processes(), 5), f"left: {stage.processes()}"
-    assert wait_for(lambda: hidden_connections(stage.site.connections) <= before, 10), "a connection is left"
+    assert wait_for(lambda: not stage.mounted), "a mount is left"
+    assert wait_for(lambda: not stage.processes()), f"left: {stage.processes()}"
+    assert wait_for(lambda: hidden_connections(stage.site.connections) <= before), "a connection is left"
     stage.site.clear_run_directories()
 
 
@@ -247,6 +247,6 @@ def test_the_command_says_so_when_the_server_is_killed(site: Site, call: str, wh
     assert done.returncode == 32
     assert "nothing is mounted" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert wait_for(lambda: not site.mounts() and not site.processes(), 5)
-    assert wait_for(lambda: hidden_connections(site.connections) <= before, 10)
+    assert wait_for(lambda: not site.mounts() and not site.processes())
+    assert wait_for(lambda: hidden_connections(site.connections) <= before)
     site.clear_run_directories()

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -67,7 +66,7 @@ for line in sys.stdin:
         yield process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(20)
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 stream.close()
@@ -102,7 +101,7 @@ def test_unmounting_ends_the_server(site: Site, device: Path, fast: str) -> None
         "famfs-worker",
     ]
     succeed("umount", mount.path)
-    assert mount.gone(5)
+    assert mount.gone()
     assert list(mount.host.run_directory.iterdir()) == []
     with DaxDevice.open(str(device)) as found:
         # A process that is ending lets go of its descriptors after it has vanished from view.
@@ -129,7 +128,7 @@ def test_mounting_again_and_again(site: Site, device: Path) -> None:
 def test_signal_to_the_supervisor_unmounts(site: Site, device: Path, number: signal.Signals) -> None:
     mount = site.attach(device)
     os.kill(mount.process("supervisor"), number)
-    assert mount.gone(5)
+    assert mount.gone()
 
 
 @pytest.mark.parametrize("fast", FAST)
@@ -137,7 +136,7 @@ def test_signal_with_an_open_file_detaches_and_the_file_stays_readable(site: Sit
     mount = site.attach(device, f"fastpath={fast}")
     with holding(mount / "hello") as holder:
         os.kill(mount.process("supervisor"), signal.SIGTERM)
-        assert wait_for(lambda: not mount.attached, 5)
+        assert wait_for(lambda: not mount.attached)
         assert mount.connected
         assert ask(holder) == "hello"
         assert sorted(mount.host_processes().values()) == [
@@ -146,7 +145,7 @@ def test_signal_with_an_open_file_detaches_and_the_file_stays_readable(site: Sit
             "famfs-superviso",
             "famfs-worker",
         ]
-    assert mount.gone(5)
+    assert mount.gone()
 
 
 def test_second_signal_ends_a_mount_that_is_in_use(site: Site, device: Path) -> None:
@@ -154,11 +153,11 @@ def test_second_signal_ends_a_mount_that_is_in_use(site: Site, device: Path) -> 
     supervisor = mount.process("supervisor")
     with holding(mount / "hello") as holder:
         os.kill(supervisor, signal.SIGTERM)
-        assert wait_for(lambda: not mount.attached, 5)
+        assert wait_for(lambda: not mount.attached)
         os.kill(supervisor, signal.SIGTERM)
-        assert wait_for(lambda: not mount.host_processes(), 5)
+        assert wait_for(lambda: not mount.host_processes())
         assert ask(holder) != "hello"
-    assert mount.gone(5)
+    assert mount.gone()
 
 
 def test_signals_to_the_worker_are_ignored(site: Site, device: Path) -> None:
@@ -194,10 +193,10 @@ def test_workers_that_die_at_once_end_the_mount(site: Site, device: Path) -> Non
                     os.kill(pid, signal.SIGKILL)
             known |= workers
         assert 5 <= len(known) <= 7
-        assert wait_for(lambda: not mount.host_processes(), 5)
+        assert wait_for(lambda: not mount.host_processes())
         assert not mount.attached
         assert ask(holder) != "hello"
-    assert mount.gone(5)
+    assert mount.gone()
 
 
 @pytest.mark.parametrize("fast", FAST)
@@ -205,9 +204,9 @@ def test_killed_supervisor_is_cleared_away_by_the_reaper(site: Site, device: Pat
     mount = site.attach(device, f"fastpath={fast}")
     with holding(mount / "hello"):
         os.kill(mount.process("supervisor"), signal.SIGKILL)
-        assert wait_for(lambda: not mount.attached, 5)
-        assert wait_for(lambda: not mount.host_processes(), 5)
-    assert wait_for(lambda: not mount.connected, 5)
+        assert wait_for(lambda: not mount.attached)
+        assert wait_for(lambda: not mount.host_processes())
+    assert wait_for(lambda: not mount.connected)
     site.clear_run_directories()
 
 
@@ -215,26 +214,6 @@ def test_killed_reaper_ends_nothing(site: Site, device: Path) -> None:
     with site.mounted(device) as mount:
         os.kill(mount.process("reaper"), signal.SIGKILL)
         assert succeed("cat", mount / "hello") == "hello, world\n"
-
-
-def test_killed_under_load(site: Site, device: Path) -> None:
-    code = """
-import time
-deadline = time.monotonic() + 3
-rounds = 0
-while time.monotonic() < deadline:
-    assert sorted(os.listdir(arguments[0])) == [".meta", "big", "dir", "hello"]
-    assert len(open(arguments[0] + "/big", "rb").read()) == 4 << 20
-    rounds += 1
-result = rounds
-"""
-    with site.mounted(device) as mount, ThreadPoolExecutor(2) as threads:
-        loads = [threads.submit(client, code, mount.path) for _ in range(2)]
-        for _ in range(10):
-            time.sleep(0.2)
-            os.kill(mount.process("worker"), signal.SIGKILL)
-            assert wait_for(lambda: "famfs-worker" in mount.host_processes().values(), 5)
-        assert all(load.result() > 0 for load in loads)
 
 
 # -- the command itself -------------------------------------------------------------------------
@@ -312,6 +291,8 @@ def test_only_supervisor_and_worker_hold_the_connection(site: Site, device: Path
 
 # -- refusals -----------------------------------------------------------------------------------
 
+CAUSES = ("already mounted by this host", "being made or repaired")
+
 
 def refused(site: Site, device: Path, place: Path, *options: str, status: int, cause: str) -> None:
     """Try to mount and fail: with one line, a status, and nothing mounted."""
@@ -370,23 +351,22 @@ def test_unknown_options(site: Site, device: Path, words: str) -> None:
     refused(site, device, site.place("mnt"), words, status=1, cause=option)
 
 
-def test_second_mount_by_the_same_host(site: Site, device: Path) -> None:
-    with site.mounted(device) as mount:
-        done = mount.host.mount(device, site.place("other"))
-        assert done.returncode == 32
-        assert "already mounted by this host" in one_line(done.stderr)
+def test_what_somebody_else_has(site: Site, device: Path) -> None:
+    """A second mount by the same host, and one of a device that is being formatted: each waits for a while first."""
+    formatted = site.format("formatted")
+    with site.mounted(device) as mount, DaxDevice.open(str(formatted)) as held, ThreadPoolExecutor(2) as threads:
+        assert held.lock(Lock.MOUNTED, exclusive=True)
+        tries = [
+            threads.submit(mount.host.mount, wanted, site.place(name))
+            for wanted, name in ((device, "other"), (formatted, "third"))
+        ]
+        for done, cause in zip((attempt.result() for attempt in tries), CAUSES, strict=True):
+            assert done.returncode == 32
+            assert cause in one_line(done.stderr)
         assert len(site.mounts()) == 1
         assert succeed("cat", mount / "hello") == "hello, world\n"
         with site.mounted(device, host=CLIENT_UUID) as other:
             assert succeed("cat", other / "hello") == "hello, world\n"
-
-
-def test_a_device_that_is_being_formatted(site: Site, device: Path) -> None:
-    with DaxDevice.open(str(device)) as held:
-        assert held.lock(Lock.MOUNTED, exclusive=True)
-        done = site.host().mount(device, site.place("mnt"))
-    assert done.returncode == 32
-    assert "being made or repaired" in one_line(done.stderr)
 
 
 def test_hosts_whose_uuids_are_alike(site: Site, device: Path) -> None:

@@ -55,7 +55,7 @@ def killed(manager: Manager) -> None:
     """kill -9 of the service's main process."""
     assert manager.process is not None
     manager.process.kill()
-    manager.process.wait(10)
+    manager.process.wait(20)
 
 
 def unmounted(manager: Manager, place: Path) -> None:
@@ -173,8 +173,9 @@ def test_watchdog_is_fed_while_both_planes_live(site: Site, device: Path, manage
     # Nobody asks for anything, so the worker is not replaced; but its control plane gives no sign of life any more.
     time.sleep(6)
     manager.messages.clear()
-    time.sleep(3)
+    time.sleep(2)
     assert not manager.heard("WATCHDOG=1")
+    assert site.processes().get(worker) == "famfs-worker"
     os.kill(worker, signal.SIGCONT)
     assert wait_for(lambda: manager.heard("WATCHDOG=1"))
     unmounted(manager, place)

@@ -19,5 +19,5 @@ def test_three_hosts_whose_processes_are_killed(memory_folder: Path, site: Site)
     summary = soak(site.directory / "soak", memory_folder / "device", SECONDS, seed)
     print(f"seed {seed}: {dict(summary.blows)}, {sum(summary.calls.values())} calls, {summary.files} files")
     assert not summary.problems, "\n".join(summary.problems)
-    assert sum(summary.blows.values()) > 5
+    assert sum(summary.blows.values()) > 2
     assert summary.calls["pread"] > 100

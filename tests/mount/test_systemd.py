@@ -148,7 +148,7 @@ class System:
     def close(self) -> None:
         """End systemd, and everything in its namespaces with it."""
         self._outer.kill()
-        self._outer.wait(10)
+        self._outer.wait(20)
         assert wait_for(lambda: not (self._cgroup / "cgroup.procs").read_text())
         for folder, _, _ in os.walk(self._cgroup, topdown=False):
             assert wait_for(lambda folder=folder: removed(Path(folder)))

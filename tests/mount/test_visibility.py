@@ -39,7 +39,7 @@ from harness import (
 pytestmark = pytest.mark.timeout(90)
 
 LONG = bool(os.environ.get("FAMFS_TEST_LONG"))
-COUNT = 10_000 if LONG else 2_000
+COUNT = 10_000 if LONG else 1_000
 
 LOOK = "result = os.path.lexists(arguments[0])"
 STAT = "result = os.stat(arguments[0]).st_size"
@@ -104,7 +104,9 @@ result = problems[:10]
         site.mounted(device, fast, "poll=0", host=CLIENT_UUID) as one,
         site.mounted(device, fast, "poll=0", host=THIRD_UUID) as two,
     ):
-        words = (master.path, one.path, two.path, str(rng.randrange(1 << 30)), str(COUNT))
+        # The control plane takes several times as long.
+        count = COUNT if LONG or fast.endswith("on") else COUNT // 3
+        words = (master.path, one.path, two.path, str(rng.randrange(1 << 30)), str(count))
         assert client(code, *words, timeout=80) == []
 
 
@@ -195,7 +197,7 @@ def test_whatever_is_made_is_found_by_lookups_that_begin_afterwards(
 ) -> None:
     counter = tmp_path / "counter"
     counter.write_bytes(bytes(8))
-    count = str(COUNT if LONG else COUNT // 2)
+    count = str(COUNT)
     options = (f"fastpath={fast}", "poll=0")
     with (
         site.mounted(device, *options) as master,
@@ -239,7 +241,7 @@ def test_poll_brings_figures_up_to_date(site: Site, device: Path) -> None:
         site.mounted(device, "poll=0", host=THIRD_UUID) as idle,
     ):
         succeed("mkdir", master / "new")
-        assert wait_for(lambda: entries(polling) == 3, 10)
+        assert wait_for(lambda: entries(polling) == 3)
         assert entries(idle) == 2
 
 
@@ -313,11 +315,11 @@ def foreground(site: Site, device: Path, *options: str, host: str = MASTER_UUID)
         assert wait_for(lambda: any(record.mount_point == str(path) for record in site.mounts())), messages.read_text()
         yield Foreground(path, messages, site, host)
         succeed("umount", path)
-        assert server.wait(10) == 0, messages.read_text()
+        assert server.wait(20) == 0, messages.read_text()
     finally:
         site.abandon(path)
         server.terminate()
-        server.wait(10)
+        server.wait(20)
 
 
 def test_half_visible_entry(site: Site, device: Path, fast: str) -> None:
@@ -342,50 +344,6 @@ def test_half_visible_entry(site: Site, device: Path, fast: str) -> None:
         writer.entry(3, later)
         assert client(LOOK, mount / "later") is True
         assert mount.status()["damage"] is None
-
-
-def test_entry_that_becomes_whole_while_a_lookup_waits(site: Site, device: Path) -> None:
-    # The writer advances the counters first and takes 3 ms for the entry, again and again.
-    code = """
-import time
-place, device, rounds = arguments[0], arguments[1], json.loads(arguments[2])
-fd = os.open(device, os.O_RDWR)
-pid = os.fork()
-if pid == 0:
-    for name, counters_at, counters, at, entry in rounds:
-        while not os.path.exists(device + ".go." + name):
-            time.sleep(0.0005)
-        os.pwrite(fd, bytes.fromhex(counters), counters_at)
-        open(device + ".on." + name, "w").close()
-        time.sleep(0.003)
-        os.pwrite(fd, bytes.fromhex(entry), at)
-    os._exit(0)
-found = 0
-for name, *_ in rounds:
-    open(device + ".go." + name, "w").close()
-    while not os.path.exists(device + ".on." + name):
-        pass
-    found += os.path.lexists(place + "/" + name)
-    time.sleep(0.02)
-    if not os.path.lexists(place + "/" + name):
-        found -= 1000
-os.waitpid(pid, 0)
-result = found
-"""
-    rounds = [
-        [
-            f"slow{index}",
-            layout.LOG_OFFSET + layout.NEXT_SEQNUM_OFFSET,
-            ((index + 1).to_bytes(8, "little") * 2).hex(),
-            layout.entry_offset(index),
-            mkdir_entry(index, b"slow%d" % index).hex(),
-        ]
-        for index in range(2, 22)
-    ]
-    with site.mounted(device, "poll=0", host=CLIENT_UUID) as mount:
-        found = client(code, mount.path, device, json.dumps(rounds))
-    print(f"{found} of {len(rounds)} found while they were being written")
-    assert found > 0
 
 
 def test_invalid_entry_in_the_middle(site: Site, device: Path, fast: str) -> None:
@@ -447,7 +405,7 @@ def test_successor_does_not_serve_another_file_system(site: Site, device: Path) 
     device.write_bytes(other.open("rb").read(layout.LOG_OFFSET + (8 << 20)))
     os.truncate(device, other.stat().st_size)
     os.kill(mount.process("worker"), signal.SIGKILL)
-    assert mount.gone(10)
+    assert mount.gone()
 
 
 def test_counters_that_run_ahead(site: Site, device: Path, fast: str) -> None:

@@ -75,8 +75,8 @@ sys.stdout.write(json.dumps(result))
     return json.loads(succeed(*words, timeout=timeout))
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    """Whether `condition` comes true within that time."""
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    """Whether `condition` comes true within that time, which is for machines that are busy."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -189,7 +189,7 @@ class Mount:
             found[:] = [pid for pid, comm in self.host_processes().items() if comm == f"famfs-{name}"[:15]]
             return len(found) == 1
 
-        assert wait_for(one, 5), f"{name}: {found}"
+        assert wait_for(one), f"{name}: {found}"
         return found[0]
 
     def host_processes(self) -> dict[int, str]:
@@ -208,9 +208,9 @@ class Mount:
         number = str(os.minor(self.device_number))
         return (self.site.connections / number).exists() and (self.attached or not used_again)
 
-    def gone(self, seconds: float = 10) -> bool:
-        """Whether mount, connection and processes all end within that time."""
-        return wait_for(lambda: not (self.attached or self.connected or self.host_processes()), seconds)
+    def gone(self) -> bool:
+        """Whether mount, connection and processes all end."""
+        return wait_for(lambda: not (self.attached or self.connected or self.host_processes()))
 
     def unmount(self) -> None:
         """Unmount as a user does, and see the server end."""
@@ -281,19 +281,23 @@ class Site:
 
     def processes(self, host: Host | None = None) -> dict[int, str]:
         """Processes that a host of this site started, by pid, with their names; those of the programs that tests run
-        are among them."""
+        are among them. A worker's child is its notifier, though it bears the worker's name at first."""
         wanted = f"FAMFS_RUN_DIR={host.run_directory if host else self.directory}".encode()
-        found = {}
+        found: dict[int, str] = {}
+        parents: dict[int, int] = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
+            pid = int(entry.name)
             try:
                 words = (entry / "environ").read_bytes().split(b"\0")
                 if any(word == wanted or word.startswith(wanted + b"/") for word in words):
-                    found[int(entry.name)] = (entry / "comm").read_text().rstrip("\n")
+                    found[pid] = (entry / "comm").read_text().rstrip("\n")
+                    parents[pid] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
-                continue
-        return found
+                found.pop(pid, None)
+        workers = [pid for pid, name in found.items() if name == "famfs-worker"]
+        return found | {pid: "famfs-notifier" for pid in workers if parents[pid] in workers}
 
     def clear_run_directories(self) -> None:
         """Remove what a killed supervisor could not remove; the next mount would use it again."""

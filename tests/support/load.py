@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from famfs_server.volume import check
-from harness import MIB, File, Mount, format_device, opened, populate, wait_for
+from harness import MIB, File, Mount, format_device, opened, populate, run, wait_for
 
 MIXED = ("look", "write", "listing", "directories", "files", "files")
 """Kinds of load that together make every kind of request."""
@@ -166,8 +166,20 @@ def next_worker(mount: Mount, before: int) -> int:
         )
         return found[0] != 0
 
-    assert wait_for(there, 5), f"nobody takes over from {before}: {mount.attached=} {mount.host_processes()}"
+    assert wait_for(there), f"nobody takes over from {before}: {mount.attached=} {mount.host_processes()}"
     return found[0]
+
+
+def kill_worker(mount: Mount, worker: int) -> int:
+    """Kill a worker, and wait until the next one has answered something; its pid.
+
+    What was in hand comes before that: a request that is in hand at two deaths in a row ends with EIO (decisions 16).
+    """
+    os.kill(worker, signal.SIGKILL)
+    worker = next_worker(mount, worker)
+    done = run("stat", mount / "what nobody makes")
+    assert "No such file" in done.stderr, done
+    return worker
 
 
 def kill_while(mount: Mount, load: Load, rng: random.Random, *, pause: tuple[float, float] = (0.1, 0.3)) -> int:
@@ -176,8 +188,7 @@ def kill_while(mount: Mount, load: Load, rng: random.Random, *, pause: tuple[flo
     worker = mount.process("worker")
     while load.running:
         time.sleep(rng.uniform(*pause))
-        os.kill(worker, signal.SIGKILL)
-        worker = next_worker(mount, worker)
+        worker = kill_worker(mount, worker)
         kills += 1
     return kills
 

@@ -32,7 +32,7 @@ from tests.twin.maps import Dialect, TwinViolation
 
 _SOCKET_BUFFER = 4 << 20
 _SO_SNDBUFFORCE = 32
-_END_SECONDS = 10
+_END_SECONDS = 30
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload([__name__])

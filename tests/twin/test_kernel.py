@@ -163,7 +163,12 @@ def just(payload: bytes, error: int = 0) -> Answer:
 
 @contextmanager
 def liar(
-    image: Path, dialect: Dialect | None = PULL, lies: Mapping[str, Answer] = MappingProxyType({}), *, init: bool = True
+    image: Path,
+    dialect: Dialect | None = PULL,
+    lies: Mapping[str, Answer] = MappingProxyType({}),
+    *,
+    init: bool = True,
+    timeout: float = 20,
 ) -> Iterator[FakeKernel]:
     """A kernel whose server has files 10 and 11 of 2 MiB, called `a` and `b`; `lies` replace answers by opcode."""
     truth: dict[str, Answer] = {
@@ -195,7 +200,7 @@ def liar(
     thread = threading.Thread(target=serve)
     thread.start()
     device = Device(str(image))
-    kernel = FakeKernel(ours, dialect, devices=[device], metadata_end=METADATA_END, timeout=0.5)
+    kernel = FakeKernel(ours, dialect, devices=[device], metadata_end=METADATA_END, timeout=timeout)
     try:
         if init:
             kernel.init()
@@ -218,14 +223,14 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def use_file(kernel: FakeKernel) -> None:
-    """What a program does with one file."""
+def use_file(kernel: FakeKernel, silence: float = 0.1) -> None:
+    """What a program does with one file. Nothing may come for `silence` seconds afterwards."""
     file = kernel.open(kernel.lookup(kernel.root(), b"a"))
     kernel.read(file, 0, 100)
     kernel.getattr(file.inode)
     kernel.close_file(file)
     kernel.forget(file.inode)
-    kernel.require_silence(0.1)
+    kernel.require_silence(silence)
 
 
 @pytest.mark.parametrize("dialect", [PULL, PUSH, BOTH])
@@ -270,8 +275,10 @@ LIES: dict[str, tuple[str, dict[str, Answer]]] = {
 @pytest.mark.parametrize("lie", LIES)
 def test_lie_is_seen(lie: str, image: Path) -> None:
     verdict, lies = LIES[lie]
-    with liar(image, lies=lies) as kernel, pytest.raises(TwinViolation, match=verdict):
-        use_file(kernel)
+    # Only silence takes the whole of its time.
+    timeout = 0.3 if verdict == "hangs" else 20
+    with liar(image, lies=lies, timeout=timeout) as kernel, pytest.raises(TwinViolation, match=verdict):
+        use_file(kernel, silence=20)
 
 
 @pytest.mark.parametrize(

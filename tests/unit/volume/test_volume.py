@@ -413,6 +413,27 @@ def test_counter_that_jumps_under_a_mount(
         here.close()
 
 
+def test_entry_that_becomes_whole_while_a_look_waits(memory: ScratchMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Volume(memory, OTHER, "memory")
+    entry = log.build_mkdir(0, b"slow", mode=0o755, uid=0, gid=0)
+    memory.write(layout.LOG_OFFSET + layout.NEXT_SEQNUM_OFFSET, struct.pack("<QQ", 1, 1))
+    looks = []
+
+    def wait() -> None:
+        looks.append(client.namespace.replayed)
+        if len(looks) == 5:
+            memory.write(layout.entry_offset(0), entry)
+
+    client.give_way = wait
+    monkeypatch.setattr("famfs_server.volume.volume.PATIENCE_SECONDS", 60.0)
+    assert client.refresh() == 1
+    assert looks[:5] == [0] * 5
+    assert client.namespace.resolve(b"slow")
+    assert client.stop is None
+    assert not client.lagging
+    client.close()
+
+
 def test_an_empty_file_system_is_made_anew(memory: ScratchMemory, volume: Volume) -> None:
     """With nothing replayed no counter goes backwards; only the superblock tells that the log is another one."""
     make_filesystem(memory, "memory", HOST, log_length=LOG_LENGTH)
