@@ -31,10 +31,10 @@ class Deaths:
         """A worker has died; whether that was one too many.
 
         A request that was in hand at this death and the one before becomes the poison that the next worker answers
-        with EIO.
+        with EIO. A worker that had not come to read a request has not died of one.
         """
         in_hand = self._record.in_hand
-        same = in_hand != 0 and in_hand == self._in_hand
+        same = in_hand != 0 and in_hand == self._in_hand and not self._record.untouched
         if same:
             self._record.poison = in_hand
         idle = self._record.answered == self._answered and time.monotonic() - self._started < SOON_SECONDS

@@ -43,6 +43,8 @@ _PUSHED = _HELD_AT + _HELD
 _HEAD = 1 << 16
 """Bytes before the buffer: whole pages on every machine."""
 _UNIQUE_OFFSET = 8
+_UNTOUCHED = 1 << 62
+"""A bit that no kernel's unique reaches: set in the one that a dead worker has left in the buffer."""
 
 
 class SessionRecord:
@@ -170,8 +172,17 @@ class SessionRecord:
     @property
     def in_hand(self) -> int:
         """The unique of the request that was read last and is not answered yet, or 0."""
-        unique = int.from_bytes(self.buffer[_UNIQUE_OFFSET : _UNIQUE_OFFSET + 8], "little")
+        unique = self._unique & ~_UNTOUCHED
         return 0 if unique == self._words[_LAST] else unique & ~abi.UNIQUE_RESEND
+
+    @property
+    def _unique(self) -> int:
+        return int.from_bytes(self.buffer[_UNIQUE_OFFSET : _UNIQUE_OFFSET + 8], "little")
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the worker that serves, or has just died, has read no request yet."""
+        return bool(self._unique & _UNTOUCHED)
 
     @property
     def log_level(self) -> int | None:
@@ -194,8 +205,9 @@ class SessionRecord:
         return self._words[_TAKEOVERS]
 
     def taken_over(self) -> None:
-        """One more worker has been replaced."""
+        """One more worker has been replaced. Nobody reads requests at this moment."""
         self._words[_TAKEOVERS] += 1
+        self.buffer[_UNIQUE_OFFSET : _UNIQUE_OFFSET + 8] = (self._unique | _UNTOUCHED).to_bytes(8, "little")
 
     @property
     def held(self) -> set[int]:
@@ -212,7 +224,7 @@ class SessionRecord:
         lost = self.held
         self.forget_held()
         if self.in_hand:
-            unique = int.from_bytes(self.buffer[_UNIQUE_OFFSET : _UNIQUE_OFFSET + 8], "little")
+            unique = self._unique & ~_UNTOUCHED
             lost.add(unique)
             self._words[_LAST] = unique
         return lost

@@ -158,6 +158,16 @@ def test_unknown_opcode(kernel: FakeKernel) -> None:
                 kernel.call(opcode, 1, body, most=4096)
 
 
+def test_destroy(tree: Tree) -> None:
+    """Kernels send it for block devices alone, as the last request."""
+    twin = Twin(tree.image, Dialect.PULL, host=tree.host, metadata_end=tree.metadata_end)
+    kernel = twin.mount()
+    kernel.close_file(kernel.open(kernel.resolve(b"sd/odd")))
+    assert kernel.call(38, 0, b"", exact=0) == b""
+    assert twin.end() == 0
+    assert "Traceback" not in twin.log()
+
+
 def test_forget_of_anything(kernel: FakeKernel) -> None:
     pair = Struct("<QQ")
     for nodeid in (0, 1, 17, 1 << 62, (1 << 64) - 1):

@@ -118,6 +118,28 @@ def test_request_that_kills_two_becomes_poison(session: Session, clock: Clock) -
     assert session.record.poison == 4
 
 
+def test_worker_that_has_read_nothing_dies_of_no_request(session: Session, clock: Clock) -> None:
+    """Killed while it started: what its predecessor had in hand is not to blame, but what two have really read is."""
+    deaths = Deaths(session.record)
+    serve(session, 2)
+    take(session, 4)
+    assert not deaths.another()
+    for _ in range(MAX_DEATHS - 1):
+        session.record.taken_over()
+        deaths.begin()
+        clock.now += 1
+        assert session.record.untouched
+        assert not deaths.another()
+        assert session.record.in_hand == 4
+        assert session.record.poison == 0
+    session.record.taken_over()
+    deaths.begin()
+    take(session, 4 | abi.UNIQUE_RESEND)
+    assert not session.record.untouched
+    deaths.another()
+    assert session.record.poison == 4
+
+
 def test_different_requests_are_no_poison(session: Session, clock: Clock) -> None:
     deaths = Deaths(session.record)
     for number in range(10):

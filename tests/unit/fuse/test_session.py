@@ -133,6 +133,19 @@ def test_everything_that_a_dead_worker_had_is_known(record: SessionRecord) -> No
     assert record.failed_at_takeover == 2
 
 
+def test_taking_over_does_not_change_what_was_in_hand(record: SessionRecord) -> None:
+    unique = 8 | abi.UNIQUE_RESEND
+    record.buffer[8:16] = unique.to_bytes(8, "little")
+    assert record.in_hand == 8
+    record.taken_over()
+    assert record.in_hand == 8
+    assert record.abandon() == {unique}
+    assert record.in_hand == 0
+    record.taken_over()
+    assert record.in_hand == 0
+    assert record.abandon() == set()
+
+
 def test_more_requests_than_there_are_places(record: SessionRecord) -> None:
     uniques = range(2, 20002, 2)
     for unique in uniques:
