@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vm.cache import KERNEL_SUITES, Cache
-from vm.guest import LOW_MEMORY_MIB
+from vm.guest import CXL_UNIT_MIB, LOW_MEMORY_MIB
 from vm.report import STATUS_FAILED, STATUS_TIMEOUT, STATUS_USAGE, RunnerError, say
 from vm.runner import Order, run
 from vm.tier import run_tier
@@ -63,6 +63,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--results", "folder the guests can write to; gets kernel.log, and junit.xml with --pytest", type=Path)
     kernels = sorted(KERNEL_SUITES)
     add("--kernel", "newest, or Debian 12's own (backports)", choices=kernels, default="backports")
+    add("--cxl", "the devices are regions of emulated CXL memory (slow)", action="store_true")
     add("--accel", "auto: KVM if a guest boots with it (auto)", choices=["auto", "kvm", "tcg"], default="auto")
     add("--pytest", "run pytest of .venv (or of PATH) with the arguments after --", action="store_true")
     add("--tier", "run the tests of tests/vm: in one guest, then in two", action="store_true")
@@ -78,6 +79,10 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
         parser.error("--memory is at least 2G")
     if options.mode == "fsdev" and options.kernel == "stable":
         parser.error("Debian 12's kernel has no fsdev mode; use --kernel backports")
+    if options.cxl and options.kernel == "stable":
+        parser.error("Debian 12's kernel makes no regions of CXL memory; use --kernel backports")
+    if options.cxl and any(one % CXL_UNIT_MIB for one in options.devices):
+        parser.error("with --cxl a device's size is a multiple of 256M")
     return options
 
 

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vm.packages import Apt, files_of, machine_sources, sources_of, unpack
@@ -21,6 +21,10 @@ KERNEL_SUITES = {"backports": ["trixie-backports"], "stable": ["bookworm", "book
 WANTED_MODULES = [
     "virtio_pci", "virtio_console", "virtiofs", "overlay", "device_dax", "dax_hmem", "fsdev_dax",
 ]  # fmt: skip
+CXL_MODULES = ["cxl_acpi", "cxl_pci", "cxl_mem", "cxl_port", "dax_cxl"]
+CXL_QEMU = 9
+DPKG_STATUS = Path("/var/lib/dpkg/status")
+TOOLS, CXL_TOOLS = "tools", "tools-cxl"
 VIRTIOFSD_PLACES = ["/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd"]
 LIBRARY_FOLDERS = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"]
 FIRMWARE_FOLDERS = ["usr/share/qemu", "usr/share/seabios"]
@@ -35,6 +39,12 @@ class Tools:
     busybox: Path
     environment: Mapping[str, str]
     qemu_version: str
+
+    @property
+    def has_cxl(self) -> bool:
+        """Whether this QEMU emulates CXL memory that a kernel can make a region of."""
+        match = re.search(r"version (\d+)", self.qemu_version)
+        return match is not None and int(match[1]) >= CXL_QEMU
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Cache:
             shutil.rmtree(new, ignore_errors=True)
 
     def forget(self) -> None:
-        for name in ("tools", *(f"kernel-{kernel}" for kernel in KERNEL_SUITES)):
+        for name in (TOOLS, CXL_TOOLS, *(f"kernel-{kernel}" for kernel in KERNEL_SUITES)):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / "accelerator.json").unlink(missing_ok=True)
 
@@ -105,42 +115,42 @@ class Cache:
 
     # -- tools
 
+    def _find_qemu(self, name: str) -> tuple[list[str], str] | None:
+        """The QEMU that is unpacked in a folder of the cache: its command and where its libraries are."""
+        root = self.folder / name / "root"
+        program = root / "usr/bin/qemu-system-x86_64"
+        if not program.exists():
+            return None
+        firmware = [word for folder in FIRMWARE_FOLDERS for word in ("-L", str(root / folder))]
+        return [str(program), *firmware], ":".join(str(root / folder) for folder in LIBRARY_FOLDERS)
+
     def _find_tools(self) -> Tools | None:
         """The tools as far as they are there: installed on this machine, else in the cache."""
-        root = self.folder / "tools" / "root"
+        root = self.folder / TOOLS / "root"
         environment = dict(os.environ)
-        unpacked_qemu = root / "usr/bin/qemu-system-x86_64"
         installed = shutil.which("qemu-system-x86_64")
-        if installed:
-            qemu = [installed]
-        elif unpacked_qemu.exists():
-            qemu = [str(unpacked_qemu)]
-            for folder in FIRMWARE_FOLDERS:
-                qemu += ["-L", str(root / folder)]
-        else:
+        unpacked = self._find_qemu(TOOLS)
+        if not installed and not unpacked:
             return None
         places = [*VIRTIOFSD_PLACES, *(str(root / place[1:]) for place in VIRTIOFSD_PLACES)]
         virtiofsd = next((place for place in places if Path(place).exists()), None)
-        busybox = self.folder / "tools" / "busybox"
+        busybox = self.folder / TOOLS / "busybox"
         if virtiofsd is None or not busybox.exists():
             return None
         if root.exists():
             environment["LD_LIBRARY_PATH"] = ":".join(str(root / folder) for folder in LIBRARY_FOLDERS)
-        # The unpacked QEMU leans on installed libraries, which may have gone since.
-        command = [*qemu, "--version"]
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if answer.returncode:
-            return None
-        return Tools(qemu, virtiofsd, busybox, environment, answer.stdout.splitlines()[0])
+        qemu = [installed] if installed else unpacked[0] if unpacked else []
+        version = version_of(qemu, environment)
+        return Tools(qemu, virtiofsd, busybox, environment, version) if version else None
 
     def tools(self) -> Tools:
         tools = self._find_tools()
         if tools:
             return tools
         say("fetching QEMU and busybox from Debian packages")
-        apt = Apt(self.folder / "apt" / "tools", machine_sources(), seen=Path("/var/lib/dpkg/status"))
+        apt = Apt(self.folder / "apt" / TOOLS, machine_sources(), seen=DPKG_STATUS)
         apt.update()
-        with self.filling("tools") as folder:
+        with self.filling(TOOLS) as folder:
             for package in apt.download(["busybox-static"]):
                 unpack(package, folder / "busybox-static")
             places = [folder / "busybox-static" / place for place in ("bin/busybox", "usr/bin/busybox")]
@@ -158,14 +168,43 @@ class Cache:
             raise RunnerError("QEMU or its file server does not run; install qemu-system-x86 and virtiofsd")
         return tools
 
+    def cxl_tools(self) -> Tools:
+        """The tools with a QEMU that emulates CXL memory: the usual one if it is new enough, else that of the
+        release's backports.
+        """
+        tools = self.tools()
+        if tools.has_cxl:
+            return tools
+        if not self._find_qemu(CXL_TOOLS):
+            say("fetching a newer QEMU from Debian's backports")
+            suite = f"{machine_sources()[0].suite}-backports"
+            apt = Apt(self.folder / "apt" / CXL_TOOLS, [*machine_sources(), *sources_of([suite])], seen=DPKG_STATUS)
+            apt.update()
+            with self.filling(CXL_TOOLS) as folder:
+                for package in apt.download_missing(["qemu-system-x86"], suite):
+                    unpack(package, folder / "root")
+            shutil.rmtree(self.folder / "apt")
+        qemu, libraries = self._find_qemu(CXL_TOOLS) or ([], "")
+        # The file server remains the usual one, with libraries of its own.
+        known = tools.environment.get("LD_LIBRARY_PATH")
+        environment = {**tools.environment, "LD_LIBRARY_PATH": f"{libraries}:{known}" if known else libraries}
+        version = version_of(qemu, environment) if qemu else ""
+        tools = replace(tools, qemu=qemu, environment=environment, qemu_version=version)
+        if not tools.has_cxl:
+            raise RunnerError("Debian's backports have no QEMU that emulates CXL memory; install QEMU 9 or later")
+        return tools
+
     # -- kernels
 
-    def kernel(self, name: str) -> Kernel:
+    def kernel(self, name: str, *, cxl: bool = False) -> Kernel:
+        """A kernel with the modules that its guests need; `cxl`: those for CXL memory as well."""
         folder = self.folder / f"kernel-{name}"
-        if not folder.exists():
+        kind = "cxl_modules" if cxl else "modules"
+        path = folder / "kernel.json"
+        if not path.exists() or kind not in json.loads(path.read_text()):
             self._fetch_kernel(name)
-        description = json.loads((folder / "kernel.json").read_text())
-        modules = [folder / f"{module}.ko" for module in description["modules"]]
+        description = json.loads(path.read_text())
+        modules = [folder / f"{module}.ko" for module in description[kind]]
         return Kernel(description["version"], folder / "vmlinuz", modules)
 
     def _fetch_kernel(self, name: str) -> None:
@@ -185,23 +224,34 @@ class Cache:
                 (folder / "vmlinuz").write_bytes(content)
             if not (folder / "vmlinuz").exists():
                 raise RunnerError(f"no kernel image in Debian's packages of {version}")
-            modules = modules_of(packages)
-            for module, content in modules.items():
-                (folder / f"{module}.ko").write_bytes(content)
-            (folder / "kernel.json").write_text(json.dumps({"version": version, "modules": list(modules)}))
+            description: dict[str, object] = {"version": version}
+            for kind, wanted in (("modules", WANTED_MODULES), ("cxl_modules", [*WANTED_MODULES, *CXL_MODULES])):
+                modules = modules_of(packages, wanted)
+                for module, content in modules.items():
+                    (folder / f"{module}.ko").write_bytes(content)
+                description[kind] = list(modules)
+            (folder / "kernel.json").write_text(json.dumps(description))
         shutil.rmtree(self.folder / "apt")
 
 
-def modules_of(packages: Sequence[Path]) -> dict[str, bytes]:
-    """The wanted modules and what they depend on, in the order of loading. One that is built in or that this
+def version_of(qemu: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What this QEMU calls itself, empty if it does not run: an unpacked one leans on installed libraries, which may
+    have gone since.
+    """
+    answer = subprocess.run([*qemu, "--version"], env=environment, capture_output=True, text=True, check=False)
+    return answer.stdout.splitlines()[0] if answer.returncode == 0 else ""
+
+
+def modules_of(packages: Sequence[Path], names: Sequence[str]) -> dict[str, bytes]:
+    """The modules of these names and what they depend on, in the order of loading. One that is built in or that this
     kernel does not have is left out.
     """
     found: dict[str, bytes] = {}
     depends: dict[str, list[str]] = {}
-    wanted = set(WANTED_MODULES)
+    wanted = set(names)
     while wanted:
-        names = "|".join(re.sub("_", "[-_]", name) for name in sorted(wanted))
-        pattern = re.compile(rf".*/({names})\.ko(\.xz)?")
+        alternatives = "|".join(re.sub("_", "[-_]", name) for name in sorted(wanted))
+        pattern = re.compile(rf".*/({alternatives})\.ko(\.xz)?")
         wanted = set()
         for path, content in (item for package in packages for item in files_of(package, pattern).items()):
             name = path.rpartition("/")[2].partition(".")[0].replace("-", "_")
@@ -218,6 +268,6 @@ def modules_of(packages: Sequence[Path]) -> dict[str, bytes]:
                 put(needed)
             order[name] = found[name]
 
-    for name in WANTED_MODULES:
+    for name in names:
         put(name)
     return order

@@ -30,6 +30,7 @@ KERNEL_OPTIONS = (
 DAX_START_MIB = 4096  # the ranges begin where q35 continues memory above its 32-bit hole
 LOW_MEMORY_MIB = 2048  # what q35 leaves below that hole ...
 SPLIT_MEMORY_MIB = 2816  # ... once a guest has this much in all
+CXL_UNIT_MIB = 256  # sizes of CXL devices and of the range of addresses for them are multiples of this
 PROBE_SECONDS = 8  # a guest that KVM really runs answers within one or two
 
 
@@ -81,6 +82,7 @@ class Hardware:
     cpus: int
     memory: int
     devices: Sequence[int] = ()
+    cxl: bool = False
 
     def __post_init__(self) -> None:
         if self.devices and self.memory < LOW_MEMORY_MIB:
@@ -89,10 +91,12 @@ class Hardware:
     @property
     def total(self) -> int:
         """All memory, with what is left over when q35 must continue it above its hole."""
-        return self.memory + sum(self.devices)
+        return self.memory + (0 if self.cxl else sum(self.devices))
 
     def ranges(self) -> str:
         """The kernel's options that turn memory (type 1) of the devices into memory reserved for special use."""
+        if self.cxl:
+            return ""
         words, address = [], DAX_START_MIB + self.memory - LOW_MEMORY_MIB
         for megabytes in self.devices:
             words.append(f"memmap={megabytes}M%{address}M-1+0xefffffff")
@@ -113,6 +117,28 @@ def device_memory(devices: Sequence[int]) -> Iterator[list[int]]:
             os.ftruncate(descriptor, megabytes << 20)
             descriptors.append(descriptor)
         yield descriptors
+
+
+def memory_options(hardware: Hardware, memories: Sequence[int]) -> list[str]:
+    """QEMU's options for the memory of the guest and of its devices, which is in files (one each).
+
+    As a rule each file is a NUMA node: the nodes' memory lies one behind the other, in this order. With CXL each is the
+    volatile memory of a device of type 3, with a root port of its own. These come behind all other devices, which would
+    be put on their bus otherwise.
+    """
+    own = f"memory-backend-memfd,id=memory,size={hardware.memory}M,share=on"
+    options = ["-object", own, "-numa", "node,nodeid=0,memdev=memory"]
+    if hardware.cxl:
+        options += ["-device", "pxb-cxl,id=cxl,bus=pcie.0,bus_nr=64"]
+    for number, (megabytes, descriptor) in enumerate(zip(hardware.devices, memories, strict=True), 1):
+        path = f"/proc/self/fd/{descriptor}"
+        options += ["-object", f"memory-backend-file,id=dax{number},size={megabytes}M,share=on,mem-path={path}"]
+        if hardware.cxl:
+            options += ["-device", f"cxl-rp,id=port{number},bus=cxl,port={number},chassis=0,slot={number}"]
+            options += ["-device", f"cxl-type3,id=cxl{number},bus=port{number},volatile-memdev=dax{number}"]
+        else:
+            options += ["-numa", f"node,nodeid={number},memdev=dax{number}"]
+    return options
 
 
 class Guest:
@@ -178,20 +204,18 @@ class Guest:
         processor = ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off"]
         if hardware.accelerator == "kvm":
             processor = ["-accel", "kvm", "-cpu", "host"]
-        # Each memory file is a NUMA node: the nodes' memory lies one behind the other, in this order.
-        own = f"memory-backend-memfd,id=memory,size={hardware.memory}M,share=on"
-        memory = ["-object", own, "-numa", "node,nodeid=0,memdev=memory"]
-        for node, (megabytes, descriptor) in enumerate(zip(hardware.devices, memories, strict=True), 1):
-            path = f"/proc/self/fd/{descriptor}"
-            memory += ["-object", f"memory-backend-file,id=dax{node},size={megabytes}M,share=on,mem-path={path}"]
-            memory += ["-numa", f"node,nodeid={node},memdev=dax{node}"]
+        machine = "q35"
+        if hardware.cxl:
+            machine += f",cxl=on,cxl-fmw.0.targets.0=cxl,cxl-fmw.0.size={sum(hardware.devices)}M"
+            # In a guest that knows that it is one, the kernel refuses to commit a region: it cannot flush caches.
+            processor[-1] += ",hypervisor=off"
         folder = self.folder
         command = [
             *self._tools.qemu, "-no-user-config", "-nodefaults", "-display", "none", "-net", "none",
-            "-M", "q35", *processor, "-smp", str(hardware.cpus), "-m", f"{hardware.total}M", *memory, "-no-reboot",
+            "-M", machine, *processor, "-smp", str(hardware.cpus), "-m", f"{hardware.total}M", "-no-reboot",
             "-serial", f"file:{folder / 'kernel.log'}", "-serial", f"file:{folder / 'status'}",
             "-chardev", "stdio,id=console,signal=off", "-device", "virtio-serial-pci",
-            "-device", "virtconsole,chardev=console", *shares,
+            "-device", "virtconsole,chardev=console", *shares, *memory_options(hardware, memories),
             "-kernel", str(self._kernel.image), "-initrd", str(folder / "initrd"),
             "-append", f"{KERNEL_OPTIONS} {hardware.ranges()} {append}",
         ]  # fmt: skip

@@ -154,11 +154,14 @@ class Apt:
         self._run(["apt-get", "-qq", "download", *packages], purpose, self.archives)
         return sorted(self.archives.glob("*.deb"))
 
-    def download_missing(self, packages: Sequence[str]) -> list[Path]:
-        """Fetch these packages and whatever they need that is not installed on this machine."""
+    def download_missing(self, packages: Sequence[str], suite: str = "") -> list[Path]:
+        """Fetch these packages and whatever they need that is not installed on this machine; what `suite` has comes
+        from there.
+        """
         self.clean()
+        preference = ["-t", suite] if suite else []
         self._run(
-            ["apt-get", "-qq", "-y", "--no-install-recommends", "--download-only", "install", *packages],
+            ["apt-get", *preference, "-qq", "-y", "--no-install-recommends", "--download-only", "install", *packages],
             f"downloading {' '.join(packages)}",
         )
         return sorted(self.archives.glob("*.deb"))

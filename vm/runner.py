@@ -37,6 +37,7 @@ class Order:
     accel: str = "auto"
     timeout: float = 1200
     results: Path | None = None
+    cxl: bool = False
 
     @property
     def processors(self) -> int:
@@ -54,21 +55,22 @@ def run(order: Order, cache: Cache) -> int:
         results.mkdir(parents=True, exist_ok=True)
         results = results.resolve()
     devices = sum(order.devices)
-    memory = max(order.memory, SPLIT_MEMORY_MIB - devices)
+    memory = order.memory if order.cxl else max(order.memory, SPLIT_MEMORY_MIB - devices)
     check_machine(memory * order.hosts, devices)
     with cache.locked():
-        tools, kernel = cache.tools(), cache.kernel(order.kernel)
+        tools = cache.cxl_tools() if order.cxl else cache.tools()
+        kernel = cache.kernel(order.kernel, cxl=order.cxl)
         chosen = order.accel if order.accel != "auto" else accelerator(cache, tools, kernel)
     if order.mode == "fsdev" and not kernel.has_fsdev:
         raise RunnerError(f"kernel {kernel.version} has no fsdev mode")
 
-    hardware = Hardware(chosen, order.processors, memory, order.devices)
+    hardware = Hardware(chosen, order.processors, memory, order.devices, order.cxl)
     here = Path.cwd()
     kept = [here] if any(here.is_relative_to(folder) for folder in VOLATILE_FOLDERS) else []
     say(
         f"{'' if order.hosts == 1 else f'{order.hosts} guests: '}kernel {kernel.version}, {chosen}, "
         f"{order.processors} processor{'s'[: order.processors > 1]}, {memory} MiB, "
-        f"dax {'+'.join(map(str, order.devices)) or 'none'} MiB"
+        f"{'CXL' if order.cxl else 'dax'} {'+'.join(map(str, order.devices)) or 'none'} MiB"
     )
     with contextlib.ExitStack() as stack:
         memories = stack.enter_context(device_memory(order.devices))
@@ -88,6 +90,7 @@ def run(order: Order, cache: Cache) -> int:
                 "MODULES": " ".join(path.stem for path in kernel.modules),
                 "DEVICES": str(len(order.devices)),
                 "MODE": order.mode,
+                "CXL": "1" if order.cxl else "",
                 "RESULTS": str(results or ""),
                 "HOST": str(number or ""),
             }
