@@ -18,10 +18,13 @@ from vm.report import RunnerError, say
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 KERNEL_SUITES = {"backports": ["trixie-backports"], "stable": ["bookworm", "bookworm-security"]}
-WANTED_MODULES = [
-    "virtio_pci", "virtio_console", "virtiofs", "overlay", "device_dax", "dax_hmem", "fsdev_dax",
-]  # fmt: skip
-CXL_MODULES = ["cxl_acpi", "cxl_pci", "cxl_mem", "cxl_port", "dax_cxl"]
+_USUAL = ["virtio_pci", "virtio_console", "virtiofs", "overlay", "device_dax", "dax_hmem", "fsdev_dax"]
+MODULES = {
+    "modules": _USUAL,
+    "cxl_modules": [*_USUAL, "cxl_acpi", "cxl_pci", "cxl_mem", "cxl_port", "dax_cxl"],
+    "spare_modules": ["kmem"],  # takes every device that has no driver once it is loaded
+}
+"""What is unpacked of a kernel's modules: what a guest loads, the same with CXL memory, what only tests load."""
 CXL_QEMU = 9
 DPKG_STATUS = Path("/var/lib/dpkg/status")
 TOOLS, CXL_TOOLS = "tools", "tools-cxl"
@@ -49,11 +52,12 @@ class Tools:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A guest's kernel; modules in the order of loading."""
+    """A guest's kernel; modules in the order of loading. Spare ones are there for tests to load."""
 
     version: str
     image: Path
     modules: list[Path]
+    spare_modules: list[Path]
 
     @property
     def has_fsdev(self) -> bool:
@@ -199,13 +203,13 @@ class Cache:
     def kernel(self, name: str, *, cxl: bool = False) -> Kernel:
         """A kernel with the modules that its guests need; `cxl`: those for CXL memory as well."""
         folder = self.folder / f"kernel-{name}"
-        kind = "cxl_modules" if cxl else "modules"
         path = folder / "kernel.json"
-        if not path.exists() or kind not in json.loads(path.read_text()):
+        if not path.exists() or json.loads(path.read_text()).keys() != {"version", *MODULES}:
             self._fetch_kernel(name)
         description = json.loads(path.read_text())
-        modules = [folder / f"{module}.ko" for module in description[kind]]
-        return Kernel(description["version"], folder / "vmlinuz", modules)
+        files = {kind: [folder / f"{module}.ko" for module in description[kind]] for kind in MODULES}
+        modules = files["cxl_modules"] if cxl else files["modules"]
+        return Kernel(description["version"], folder / "vmlinuz", modules, files["spare_modules"])
 
     def _fetch_kernel(self, name: str) -> None:
         say(f"fetching the guest's kernel ({', '.join(KERNEL_SUITES[name])}) from Debian packages")
@@ -225,7 +229,7 @@ class Cache:
             if not (folder / "vmlinuz").exists():
                 raise RunnerError(f"no kernel image in Debian's packages of {version}")
             description: dict[str, object] = {"version": version}
-            for kind, wanted in (("modules", WANTED_MODULES), ("cxl_modules", [*WANTED_MODULES, *CXL_MODULES])):
+            for kind, wanted in MODULES.items():
                 modules = modules_of(packages, wanted)
                 for module, content in modules.items():
                     (folder / f"{module}.ko").write_bytes(content)

@@ -64,7 +64,9 @@ def guest_files(tools: Tools, kernel: Kernel, settings: Mapping[str, str], kept:
         ("config", 0o644, config.encode()),
         ("job", 0o755, job.encode()),
     ]
-    files += [(f"modules/{path.name}", 0o644, path.read_bytes()) for path in kernel.modules]
+    files += [
+        (f"modules/{path.name}", 0o644, path.read_bytes()) for path in sorted({*kernel.modules, *kernel.spare_modules})
+    ]
     return initramfs(files)
 
 

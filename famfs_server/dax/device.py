@@ -95,6 +95,11 @@ class DaxDevice:
                     f"{path} is in system-ram mode; run: daxctl reconfigure-device -m devdax {found.name}"
                 )
             case "":
+                if not sysfs.has_driver("device_dax", sysfs_root):
+                    raise DeviceModeError(
+                        f"{path} has no driver bound, and device_dax is not loaded; run: modprobe device_dax "
+                        f"&& daxctl enable-device {found.name}"
+                    )
                 raise DeviceModeError(
                     f"{path} has no driver bound; run: echo {found.name} > /sys/bus/dax/drivers/device_dax/bind "
                     f"(or .../new_id), or daxctl enable-device {found.name}"

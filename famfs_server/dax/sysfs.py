@@ -45,6 +45,11 @@ def driver_of(directory: Path) -> str:
     return _link_name(directory / "driver")
 
 
+def has_driver(name: str, sysfs: Path = SYSFS) -> bool:
+    """Whether the kernel has this driver of dax devices, built in or loaded."""
+    return (sysfs / "bus" / "dax" / "drivers" / name).is_dir()
+
+
 def write(file: Path, text: str) -> None:
     """Write to a file of sysfs in one call, as the kernel wants it. Raises OSError with the kernel's answer."""
     descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)

@@ -63,7 +63,7 @@ def test_modes(fake_sysfs: Callable[..., Path], driver: str, mode: Mode) -> None
     ("driver", "words"),
     [
         ("kmem", "is in system-ram mode; run: daxctl reconfigure-device -m devdax dax0.0"),
-        (None, "has no driver bound; run: echo dax0.0 >"),
+        (None, "has no driver bound, and device_dax is not loaded; run: modprobe device_dax "),
         ("novel_dax", "is bound to the unknown driver novel_dax"),
     ],
 )
@@ -71,6 +71,13 @@ def test_modes_that_are_no_use(fake_sysfs: Callable[..., Path], driver: str | No
     with pytest.raises(DeviceModeError, match=words) as error:
         DaxDevice.open(NODE, sysfs_root=fake_sysfs(driver))
     assert "\n" not in str(error.value)
+
+
+def test_a_device_whose_driver_is_there_and_not_bound(fake_sysfs: Callable[..., Path]) -> None:
+    root = fake_sysfs(None)
+    (root / "bus" / "dax" / "drivers" / "device_dax").mkdir(parents=True)
+    with pytest.raises(DeviceModeError, match=r"has no driver bound; run: echo dax0\.0 >"):
+        DaxDevice.open(NODE, sysfs_root=root)
 
 
 def test_famfs_mode_cannot_be_mapped(fake_sysfs: Callable[..., Path]) -> None:

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`famfs doctor` on real devices: of every fault that can be made here it names the piece that is missing, and the
+mend.
+
+It runs in this process, or in a child of it with the rights of somebody else.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+import commands
+from famfs_server.dax.device import DaxDevice
+from famfs_server.fuse.dialects import kallsyms_evidence
+from programs import SECONDS
+
+SetMode = Callable[[str, str], Path]
+
+GUEST = Path("/run/famfs-vm")
+DRIVERS = Path("/sys/bus/dax/drivers")
+ONLINE_POLICY = Path("/sys/devices/system/memory/auto_online_blocks")
+NOBODY = 65534
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What doctor says: its exit status, and of each thing what it has found."""
+
+    status: int
+    findings: dict[str, dict[str, str]]
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """What is missing, in one line each: the fault and its mend."""
+        return {
+            name: f"{found['what']} -> {found['mend']}"
+            for name, found in self.findings.items()
+            if found["state"] == "missing"
+        }
+
+
+def diagnosis(answer: dict[str, Any], status: int) -> Diagnosis:
+    assert answer["ready"] is (status == 0)
+    return Diagnosis(status, {found["name"]: found for found in answer["findings"]})
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    path = tmp_path / "system_uuid"
+    path.write_text(str(UUID(int=7)))
+    return path
+
+
+@pytest.fixture
+def doctor(host: Path) -> Callable[[Path], Diagnosis]:
+    """`doctor(device)` as the host of this test."""
+
+    def examine(device: Path) -> Diagnosis:
+        done = commands.run("famfs", "doctor", "--json", device, env={"FAMFS_SYSTEM_UUID_FILE": str(host)})
+        return diagnosis(commands.json_of(done), done.status)
+
+    return examine
+
+
+@pytest.fixture
+def device(dax_names: list[str], set_mode: SetMode) -> Path:
+    """A devdax device that is large enough for a file system."""
+    return set_mode(dax_names[-1], "devdax")
+
+
+@pytest.fixture
+def file_system(device: Path, host: Path) -> Path:
+    """A device with a file system of this host."""
+    done = commands.run("mkfs.famfs", "-f", device, env={"FAMFS_SYSTEM_UUID_FILE": str(host)})
+    assert done.status == 0, done
+    return device
+
+
+@pytest.fixture
+def unloaded(dax_names: list[str], set_mode: SetMode) -> Iterator[Callable[[str], None]]:
+    """`unloaded(module)` takes a driver of devices that have none now out of the kernel."""
+    gone = []
+
+    def unload(module: str) -> None:
+        gone.append(module)
+        busybox("rmmod", module)
+
+    in_guest_only()
+    yield unload
+    for module in gone:
+        busybox("insmod", str(GUEST / "modules" / f"{module}.ko"))
+
+
+def in_guest_only() -> None:
+    if not GUEST.exists():
+        pytest.skip("needs the modules of the guest that scripts/vm-test boots")
+
+
+def busybox(*words: str) -> None:
+    subprocess.run([str(GUEST / "busybox"), *words], check=True, timeout=SECONDS)
+
+
+def test_a_device_that_can_be_mounted(file_system: Path, doctor: Callable[[Path], Diagnosis]) -> None:
+    found = doctor(file_system)
+    assert found.missing == {}
+    assert found.findings["owner"]["what"].startswith("this host")
+    assert file_system.name in found.findings["dax devices"]["what"]
+
+
+def test_no_driver_is_bound(dax_names: list[str], set_mode: SetMode, doctor: Callable[[Path], Diagnosis]) -> None:
+    name = dax_names[-1]
+    (fault,) = doctor(set_mode(name, "unbound")).missing.items()
+    assert fault[0] == "driver"
+    assert "has no driver bound" in fault[1]
+    assert f"-> echo {name} > /sys/bus/dax/drivers/device_dax/bind (or .../new_id)" in fault[1]
+    # What it says helps.
+    set_mode(name, "devdax")
+    assert "driver" not in doctor(Path("/dev", name)).missing
+
+
+def test_the_module_is_absent(
+    dax_names: list[str],
+    set_mode: SetMode,
+    unloaded: Callable[[str], None],
+    doctor: Callable[[Path], Diagnosis],
+) -> None:
+    for name in dax_names:
+        set_mode(name, "unbound")
+    unloaded("device_dax")
+    name = dax_names[-1]
+    assert doctor(Path("/dev", name)).missing == {
+        "driver": f"/dev/{name} has no driver bound, and device_dax is not loaded -> "
+        f"modprobe device_dax && daxctl enable-device {name}"
+    }
+
+
+def test_system_ram_mode(dax_names: list[str], set_mode: SetMode, doctor: Callable[[Path], Diagnosis]) -> None:
+    """Its memory stays offline, so that the device can be had back."""
+    in_guest_only()
+    for name in dax_names:
+        set_mode(name, "devdax")  # kmem takes all that have no driver
+    name = dax_names[0]
+    policy = ONLINE_POLICY.read_text()
+    ONLINE_POLICY.write_text("offline")
+    busybox("insmod", str(GUEST / "modules/kmem.ko"))
+    try:
+        set_mode(name, "unbound")
+        (DRIVERS / "kmem/new_id").write_text(name)
+        assert doctor(Path("/dev", name)).missing == {
+            "driver": f"/dev/{name} is in system-ram mode -> daxctl reconfigure-device -m devdax {name}"
+        }
+    finally:
+        set_mode(name, "devdax")
+        busybox("rmmod", "kmem")
+        ONLINE_POLICY.write_text(policy)
+    assert "driver" not in doctor(Path("/dev", name)).missing
+
+
+def test_famfs_mode(dax_names: list[str], set_mode: SetMode, doctor: Callable[[Path], Diagnosis]) -> None:
+    if kallsyms_evidence():
+        pytest.skip("a famfs kernel")
+    name = dax_names[-1]
+    found = doctor(set_mode(name, "fsdev"))
+    assert list(found.missing) == ["driver"]
+    assert "is in famfs mode, which only a kernel with famfs can use, and this one is none" in found.missing["driver"]
+    assert f"daxctl reconfigure-device -m devdax {name}" in found.missing["driver"]
+
+
+def test_permission(file_system: Path, host: Path, doctor: Callable[[Path], Diagnosis]) -> None:
+    """Of somebody who is not root, for whom neither the device nor the privileges are there."""
+    doctor(file_system)  # imports what the child may not be able to read
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        done = commands.run("famfs", "doctor", "--json", file_system, env={"FAMFS_SYSTEM_UUID_FILE": str(host)})
+        os.write(writer, done.out.encode())
+        os._exit(done.status)
+    os.close(writer)
+    with open(reader) as answer:
+        words = answer.read()
+    _, status = os.waitpid(child, 0)
+    found = diagnosis(json.loads(words), os.waitstatus_to_exitcode(status))
+    assert found.missing["permission"] == (
+        f"{file_system} may not be read and written -> run as root, or chown {file_system}"
+    )
+    assert "CAP_SYS_ADMIN" in found.missing["privileges"]
+
+
+def test_another_host_owns_it(file_system: Path, host: Path, doctor: Callable[[Path], Diagnosis]) -> None:
+    host.write_text(str(UUID(int=8)))
+    found = doctor(file_system)
+    assert found.missing == {}
+    assert found.findings["owner"]["what"].startswith(f"host {UUID(int=7)}, not this one")
+
+
+def test_another_version_of_the_format(file_system: Path, doctor: Callable[[Path], Diagnosis]) -> None:
+    with DaxDevice.open(str(file_system)) as opened:
+        memory = opened.memory()
+        memory.write(8, (77).to_bytes(4, "little"))
+        memory.close()
+    found = doctor(file_system)
+    assert list(found.missing) == ["file system"]
+    assert "version 77" in found.missing["file system"]
+    assert f"use the tools that made it, or mkfs.famfs -f {file_system}" in found.missing["file system"]
+
+
+def test_no_file_system(device: Path, doctor: Callable[[Path], Diagnosis]) -> None:
+    with DaxDevice.open(str(device)) as opened:
+        memory = opened.memory()
+        memory.write(0, bytes(4096))
+        memory.close()
+    assert doctor(device).missing == {"file system": f"no famfs superblock found -> mkfs.famfs {device}"}
+
+
+def test_a_device_that_was_bound_again_while_it_was_open(
+    dax_names: list[str], set_mode: SetMode, doctor: Callable[[Path], Diagnosis]
+) -> None:
+    name = dax_names[-1]
+    number = os.open(set_mode(name, "devdax"), os.O_RDWR)
+    set_mode(name, "unbound")
+    (DRIVERS / "device_dax/new_id").write_text(name)
+    os.close(number)
+    found = doctor(Path("/dev", name))
+    assert list(found.missing) == ["driver"]
+    assert "its driver was unbound while it was in use" in found.missing["driver"]
+    assert f"daxctl disable-device {name}" in found.missing["driver"]
