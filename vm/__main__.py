@@ -64,6 +64,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     kernels = sorted(KERNEL_SUITES)
     add("--kernel", "newest, or Debian 12's own (backports)", choices=kernels, default="backports")
     add("--cxl", "the devices are regions of emulated CXL memory (slow)", action="store_true")
+    add("--systemd", "process 1 of the guest is this machine's systemd", action="store_true")
     add("--accel", "auto: KVM if a guest boots with it (auto)", choices=["auto", "kvm", "tcg"], default="auto")
     add("--pytest", "run pytest of .venv (or of PATH) with the arguments after --", action="store_true")
     add("--tier", "run the tests of tests/vm: in one guest, then in two", action="store_true")

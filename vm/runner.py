@@ -18,6 +18,7 @@ from vm.report import STATUS_FAILED, STATUS_TIMEOUT, RunnerError, say
 
 PASSED_VARIABLES = re.compile(r"PATH|VIRTUAL_ENV|CI|(FAMFS|PYTEST|HYPOTHESIS|COVERAGE)_\w+")
 VOLATILE_FOLDERS = [Path("/tmp"), Path("/var/tmp"), Path("/run")]  # the guest has its own
+SYSTEMD = Path("/lib/systemd/systemd")
 MEETING = "/run/famfs-vm/meeting"
 ORDER_SECONDS = 0.1  # how often the meeting folder is looked at
 
@@ -38,6 +39,7 @@ class Order:
     timeout: float = 1200
     results: Path | None = None
     cxl: bool = False
+    systemd: bool = False
 
     @property
     def processors(self) -> int:
@@ -61,6 +63,8 @@ def run(order: Order, cache: Cache) -> int:
         tools = cache.cxl_tools() if order.cxl else cache.tools()
         kernel = cache.kernel(order.kernel, cxl=order.cxl)
         chosen = order.accel if order.accel != "auto" else accelerator(cache, tools, kernel)
+    if order.systemd and not SYSTEMD.exists():
+        raise RunnerError("this machine has no systemd that a guest could start; install the package systemd")
     if order.mode == "fsdev" and not kernel.has_fsdev:
         raise RunnerError(f"kernel {kernel.version} has no fsdev mode")
 
@@ -91,6 +95,7 @@ def run(order: Order, cache: Cache) -> int:
                 "DEVICES": str(len(order.devices)),
                 "MODE": order.mode,
                 "CXL": "1" if order.cxl else "",
+                "SYSTEMD": "1" if order.systemd else "",
                 "RESULTS": str(results or ""),
                 "HOST": str(number or ""),
             }

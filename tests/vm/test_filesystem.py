@@ -7,19 +7,16 @@ Starting a Python program takes seconds in an emulated guest, so one file system
 import errno
 import json
 import os
-import re
 import signal
 import subprocess
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 import pytest
 
 from famfs_server.fuse.dialects import kallsyms_evidence
+from one_file import FileLoad, kernel_sends_again
 from programs import BIN, SECONDS, here, mounts, one_line, run
 
 SetMode = Callable[[str, str], Path]
@@ -33,55 +30,6 @@ def second_device(dax_names: list[str]) -> str | None:
         if int(Path("/sys/bus/dax/devices", name, "size").read_text()) >= 4 << 30:
             return name
     return None
-
-
-def kernel_sends_again() -> bool:
-    """Whether this kernel has FUSE_NOTIFY_RESEND (docs/reliability.md)."""
-    series = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    assert series is not None
-    return (int(series[1]), int(series[2])) >= (6, 9)
-
-
-class Load:
-    """A thread that writes and reads a file until it is told to stop; `errors` are names of errno, and "wrong"."""
-
-    BLOCK = 64 << 10
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work)
-        self.rounds = 0
-        self.errors: list[str] = []
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _work(self) -> None:
-        with self._path.open("r+b", buffering=0) as file:
-            while not self._stop.is_set():
-                data = (self.rounds + 1).to_bytes(8, "little") * (self.BLOCK // 8)
-                try:
-                    os.pwrite(file.fileno(), data, self.BLOCK)
-                    if os.pread(file.fileno(), self.BLOCK, self.BLOCK) != data:
-                        self.errors.append("wrong")
-                except OSError as error:
-                    self.errors.append(errno.errorcode[error.errno or 0])
-                    time.sleep(0.05)
-                else:
-                    self.rounds += 1
-
-    def wait_for(self, rounds: int) -> None:
-        """Wait until so many more rounds have gone well."""
-        goal, deadline = self.rounds + rounds, time.monotonic() + SECONDS
-        while self.rounds < goal:
-            assert time.monotonic() < deadline, (self.rounds, self.errors[-3:])
-            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -159,7 +107,7 @@ def test_life_of_a_file_system(
     assert "mounted" in here("mkfs.famfs", "-f", device, host=master, status=2).error
 
     # Workers die under load, and nobody notices; before 6.9, the kernel cannot send again what a worker had in hand.
-    with Load(ours / "seeded") as load:
+    with FileLoad(ours / "seeded") as load:
         for _ in range(3):
             load.wait_for(5)
             for worker in run("pgrep", "-x", "famfs-worker", host=master).stdout.split():
@@ -197,7 +145,7 @@ def test_driver_is_unbound_under_a_mount(
             # close(2) does not wait until the file is in the log; fsync does.
             os.fsync(file.fileno())
     with ExitStack() as stack:
-        loads = [stack.enter_context(Load(point / "file")) for point in points]
+        loads = [stack.enter_context(FileLoad(point / "file")) for point in points]
         for load in loads:
             load.wait_for(5)
         set_mode(device.name, "unbound")
