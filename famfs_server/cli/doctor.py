@@ -130,10 +130,16 @@ def _host_uuid() -> Finding:
     from famfs_server.dax import hostid
 
     path = hostid.uuid_file()
-    if not path.exists():
-        if os.access(path.parent if path.parent.exists() else path.parent.parent, os.W_OK):
+    # Path.exists raises where a folder may not be searched.
+    if not os.path.exists(path):
+        if os.access(path.parent if os.path.exists(path.parent) else path.parent.parent, os.W_OK):
             return Finding("system UUID", NOTE, f"{path} does not exist; the first mount or mkfs makes it")
-        return Finding("system UUID", BAD, f"{path} does not exist and cannot be made", "run famfs as root once")
+        return Finding(
+            "system UUID",
+            BAD,
+            f"{path} is not there, or may not be looked at, and cannot be made",
+            "run famfs as root once",
+        )
     try:
         return Finding("system UUID", GOOD, str(hostid.system_uuid()))
     except FamfsError as error:
@@ -243,7 +249,7 @@ def _owner(owner: UUID) -> Finding:
     from famfs_server.cli.target import this_host
     from famfs_server.dax import hostid
 
-    host = this_host() if hostid.uuid_file().exists() else None
+    host = this_host() if os.path.exists(hostid.uuid_file()) else None
     if host == owner:
         return Finding("owner", GOOD, "this host: it can create files")
     return Finding(

@@ -3,10 +3,11 @@
 
 import contextlib
 import io
+import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +20,7 @@ from famfs_server.dax.device import DaxDevice, Lock
 from famfs_server.volume.volume import Volume
 
 GIB = 1 << 30
+NOBODY = 65534
 
 STATUSES: dict[str, program.Statuses] = {
     "famfs": program.Statuses(),
@@ -58,6 +60,25 @@ def run(name: str, *arguments: str | Path, env: dict[str, str] | None = None) ->
         stack.enter_context(mock.patch.dict(os.environ, env or {}))
         status = program.run(PROGRAMS[name].load(), name, [str(argument) for argument in arguments], STATUSES[name])
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def run_as_nobody(name: str, *arguments: str | Path, env: dict[str, str] | None = None) -> Outcome:
+    """As `run`, in a child of this process without root's rights, which must have run the program before: nobody may be
+    able to read its modules.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        os.write(writer, json.dumps(astuple(run(name, *arguments, env=env))).encode())
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as answer:
+        words = answer.read()
+    os.waitpid(child, 0)
+    return Outcome(*json.loads(words))
 
 
 class Device:
@@ -130,6 +151,4 @@ def host_file(directory: Path, host: UUID) -> dict[str, str]:
 
 def json_of(outcome: Outcome) -> Any:
     """What a program printed, as JSON."""
-    import json
-
     return json.loads(outcome.out)

@@ -2,10 +2,9 @@
 """`famfs doctor` on real devices: of every fault that can be made here it names the piece that is missing, and the
 mend.
 
-It runs in this process, or in a child of it with the rights of somebody else.
+It runs in this process, or in a child of it without root's rights.
 """
 
-import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -26,7 +25,6 @@ SetMode = Callable[[str, str], Path]
 GUEST = Path("/run/famfs-vm")
 DRIVERS = Path("/sys/bus/dax/drivers")
 ONLINE_POLICY = Path("/sys/devices/system/memory/auto_online_blocks")
-NOBODY = 65534
 
 
 @dataclass(frozen=True)
@@ -175,21 +173,10 @@ def test_famfs_mode(dax_names: list[str], set_mode: SetMode, doctor: Callable[[P
 
 def test_permission(file_system: Path, host: Path, doctor: Callable[[Path], Diagnosis]) -> None:
     """Of somebody who is not root, for whom neither the device nor the privileges are there."""
-    doctor(file_system)  # imports what the child may not be able to read
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        done = commands.run("famfs", "doctor", "--json", file_system, env={"FAMFS_SYSTEM_UUID_FILE": str(host)})
-        os.write(writer, done.out.encode())
-        os._exit(done.status)
-    os.close(writer)
-    with open(reader) as answer:
-        words = answer.read()
-    _, status = os.waitpid(child, 0)
-    found = diagnosis(json.loads(words), os.waitstatus_to_exitcode(status))
+    doctor(file_system)
+    environment = {"FAMFS_SYSTEM_UUID_FILE": str(host)}
+    done = commands.run_as_nobody("famfs", "doctor", "--json", file_system, env=environment)
+    found = diagnosis(commands.json_of(done), done.status)
     assert found.missing["permission"] == (
         f"{file_system} may not be read and written -> run as root, or chown {file_system}"
     )

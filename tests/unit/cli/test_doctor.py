@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from commands import Device, host_file, run
+from commands import Device, host_file, run, run_as_nobody
 from famfs_server.cli import doctor
 from famfs_server.cli.doctor import BAD, GOOD, NOTE, Finding, System
 from famfs_server.dax import hostid
@@ -123,6 +123,20 @@ def test_the_command(device: Device, tmp_path: Path) -> None:
     assert "missing  device: " in outcome.out
     assert "         -> daxctl list" in outcome.out
     assert conform(run("famfs", "doctor", "--json", tmp_path / "nope").out, "doctor")["ready"] is False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give it up")
+def test_somebody_who_may_look_at_nothing(device: Device, tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    device.path.chmod(0o600)
+    tmp_path.chmod(0o755)
+    run("famfs", "doctor", device.path)
+    environment = {hostid.ENVIRONMENT: str(private / "uuid")}
+    found = conform(run_as_nobody("famfs", "doctor", "--json", device.path, env=environment).out, "doctor")
+    missing = {finding["name"] for finding in found["findings"] if finding["state"] == BAD}
+    assert {"privileges", "system UUID"} <= missing
+    assert missing & {"device", "permission"}
 
 
 def test_devices_of_sysfs_are_listed(tmp_path: Path) -> None:
