@@ -70,6 +70,16 @@ class ServiceManager:
         """The service can be used. May be repeated."""
         self.send("READY=1", f"STATUS={text}")
 
+    def be_patient(self, seconds: float) -> None:
+        """Have the manager wait that long for the next sign of life, if it wants any, until `as_usual`."""
+        if self.watchdog:
+            self.send(f"WATCHDOG_USEC={int(1e6 * max(seconds, self.watchdog))}")
+
+    def as_usual(self) -> None:
+        """Have the manager expect signs of life as often as it has asked for."""
+        if self.watchdog:
+            self.send(f"WATCHDOG_USEC={int(1e6 * self.watchdog)}")
+
     def store(self, descriptors: Mapping[str, int]) -> bool:
         """Give descriptors into the manager's keeping, and say whether it has taken note of all of them."""
         sent = [

@@ -31,6 +31,7 @@ from famfs_server.daemon.options import MountOptions
 from famfs_server.daemon.processes import STOP, Processes
 from famfs_server.daemon.stacks import dump_on_signal
 from famfs_server.daemon.upgrade import Asker, Upgrades, program
+from famfs_server.daemon.upgrade_client import ANSWER_SECONDS
 from famfs_server.daemon.worker import Negotiated
 from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.errors import FamfsError, MountError
@@ -456,6 +457,7 @@ class Supervisor:
         self.manager.ready(f"serving {held.options.device} at {held.options.mount_point}{more}")
         if self._asker is not None:
             log.info("this is version %s now", __version__)
+            self.manager.as_usual()
             self._asker.tell(version=__version__, pid=os.getpid())
             self._asker = None
 
@@ -494,11 +496,14 @@ class Supervisor:
         )
         log.info("version %s gives the mount to the installed program", __version__)
         try:
+            # The next program gives no sign of life before it has been imported, which takes long on a busy host.
+            self.manager.be_patient(ANSWER_SECONDS)
             privileges.pass_on(_kept(held))
             for descriptor in (document, *descriptors.values()):
                 os.set_inheritable(descriptor, True)
             os.execv(sys.executable, program("serve", document))
         except (OSError, FamfsError) as error:
+            self.manager.as_usual()
             asker.tell(error=f"the installed program cannot be executed: {error}; the running server goes on")
             for descriptor in (document, *descriptors.values()):
                 os.set_inheritable(descriptor, False)

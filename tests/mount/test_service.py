@@ -142,13 +142,17 @@ def test_service_that_is_to_mount_something_else(site: Site, device: Path, manag
 
 def test_upgrade_of_a_service(site: Site, device: Path, manager: Manager) -> None:
     place = site.place("mnt")
-    started(manager, *service(device, place))
+    started(manager, *service(device, place), WATCHDOG_USEC="30000000")
     manager.messages.clear()
     done = site.host().run(BIN / "famfs", "upgrade", place)
     assert done.returncode == 0, done.stderr
     assert manager.process is not None
     assert str(manager.process.pid) in done.stdout
     assert wait_for(lambda: manager.heard("READY=1"))
+    # While the next program is imported nobody gives a sign of life.
+    assert wait_for(lambda: manager.heard("WATCHDOG_USEC=30000000"))
+    patience = [message for message in manager.messages if message.startswith("WATCHDOG_USEC=")]
+    assert patience == ["WATCHDOG_USEC=120000000", "WATCHDOG_USEC=30000000"]
     killed(manager)
     started(manager, *service(device, place))
     assert succeed("cat", place / "hello") == "hello, world\n"
