@@ -12,6 +12,7 @@ from vm.report import STATUS_TIMEOUT, say
 from vm.runner import Order, run
 
 FOLDER = "tests/vm"
+SYSTEMD_TESTS = "tests/vm/test_systemd.py"
 HOSTS_FOLDER = "tests/vm/hosts"
 
 
@@ -25,6 +26,8 @@ def runs(base: Order, *, everything: bool) -> Iterator[tuple[str, Order]]:
     yield "two-guests", two
     if everything:
         yield "one-guest-fsdev", replace(one, mode="fsdev")
+        # The others skip these tests, which take minutes in an emulated guest.
+        yield "one-guest-systemd", replace(one, command=[SYSTEMD_TESTS, *base.command], systemd=True)
         for kernel in KERNEL_SUITES:
             if kernel != base.kernel:
                 yield f"one-guest-{kernel}", replace(one, kernel=kernel)
