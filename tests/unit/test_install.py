@@ -61,7 +61,7 @@ def test_again_and_away(tmp_path: Path) -> None:
     options = ["--root", str(tmp_path), "--venv", str(VENV)]
     install(*options)
     before = tree()
-    assert {"sbin/mount.famfs", "usr/local/bin/famfs", f"{UNITS}/famfs@.service"} <= {*before}
+    assert {"sbin/mount.famfs", "sbin/umount.fuse.famfs", "usr/local/bin/famfs", f"{UNITS}/famfs@.service"} <= {*before}
     assert not any("@bindir@" in path.read_text() for path in tmp_path.rglob("*.service"))
     install(*options)
     assert tree() == before
