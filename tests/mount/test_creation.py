@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from famfs_server.daemon.control_client import ControlClient
 from famfs_server.omf import layout, log
 from famfs_server.volume import check
 from harness import (
@@ -59,8 +60,9 @@ class World:
 
     def settle(self) -> None:
         """Wait until everything that was closed is in the log: close(2) does not."""
-        command = (BIN / "famfs", "status", "--json", self.master.path)
-        assert wait_for(lambda: json.loads(self.master.host.run(*command).stdout)["not_logged_yet"] == 0)
+        (directory,) = (path for path in self.master.host.run_directory.iterdir() if path.is_dir())
+        control = ControlClient(str(directory), seconds=20)
+        assert wait_for(lambda: control.status()["not_logged_yet"] == 0)
 
     def names(self) -> set[str]:
         """What the log holds."""

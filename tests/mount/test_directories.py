@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from famfs_server.omf import layout, log
-from harness import BIN, CLIENT_UUID, FAST, MIB, Mount, Site, client, format_device, run, succeed
+from harness import BIN, CLIENT_UUID, FAST, MIB, File, Mount, Site, client, format_device, populate, run, succeed
 
 COUNT = 100_000
 LOG_LENGTH = 64 * MIB
@@ -121,12 +121,8 @@ result = [len(names), wrong, late, again, names[:3]]
 
 def test_listings_carry_what_their_reader_looks_at(site: Site) -> None:
     device = format_device(site.directory / "device")
-    with site.mounted(device) as mount:
-        for folder in range(20):
-            (mount / f"d{folder}").mkdir()
-            files = [word for number in range(30) for word in ("-M", f"{mount.path}/d{folder}/f{number},4096")]
-            done = mount.host.run(BIN / "famfs", "creat", *files)
-            assert done.returncode == 0, done.stderr
+    folders = [f"d{number}" for number in range(20)]
+    populate(device, folders, [File(f"{folder}/f{number}", size=4096) for folder in folders for number in range(30)])
     with site.mounted(device) as mount:
 
         def lookups() -> int:

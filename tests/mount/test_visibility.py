@@ -373,7 +373,12 @@ def require_ended(mount: Foreground, message: str) -> None:
     assert message in str(mount.status()["damage"])
 
 
-@pytest.mark.parametrize("host", [MASTER_UUID, CLIENT_UUID], ids=["master", "client"])
+HOSTS = pytest.mark.parametrize(
+    ("host", "fast"), [(MASTER_UUID, "fastpath=on"), (CLIENT_UUID, "fastpath=off")], ids=["master", "client"]
+)
+
+
+@HOSTS
 def test_counters_that_jump_back(site: Site, device: Path, fast: str, host: str) -> None:
     with foreground(site, device, fast, "poll=0", host=host) as mount:
         assert client(STAT, mount / "known") == 11
@@ -382,7 +387,7 @@ def test_counters_that_jump_back(site: Site, device: Path, fast: str, host: str)
         require_ended(mount, "made anew, or its log was cut")
 
 
-@pytest.mark.parametrize("host", [MASTER_UUID, CLIENT_UUID], ids=["master", "client"])
+@HOSTS
 def test_device_that_is_formatted_under_a_mount(site: Site, device: Path, fast: str, host: str) -> None:
     with foreground(site, device, fast, "poll=0", host=host) as mount:
         assert client(STAT, mount / "known") == 11
