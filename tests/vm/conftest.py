@@ -17,7 +17,7 @@ import real_device
 FOLDER = Path(__file__).parent
 DEVICES = Path("/sys/bus/dax/devices")
 DRIVERS = Path("/sys/bus/dax/drivers")
-DRIVER_OF_MODE = {"devdax": "device_dax", "fsdev": "fsdev_dax", "unbound": None}
+DRIVER_OF_MODE = {"devdax": "device_dax", "fsdev": "fsdev_dax", "system-ram": "kmem", "unbound": None}
 
 # An emulated processor starts a Python program thirty times more slowly than a real one.
 SLOW_SECONDS = 240
@@ -80,7 +80,8 @@ def dax_names() -> list[str]:
 
 @pytest.fixture(scope="session")
 def set_mode(dax_names: list[str]) -> Iterator[Callable[[str, str], Path]]:
-    """`set_mode(name, mode)` brings a device into the mode devdax, fsdev or unbound, and gives its device node.
+    """`set_mode(name, mode)` brings a device into the mode devdax, fsdev, system-ram or unbound, and gives its device
+    node.
 
     A mode that this kernel does not have skips the test. After the last test every device is as it was.
     """
@@ -92,7 +93,7 @@ def set_mode(dax_names: list[str]) -> Iterator[Callable[[str, str], Path]]:
             pytest.skip(f"this kernel has no {driver} driver")
         bind(name, driver)
         node = Path("/dev", name)
-        if driver is not None and not opens(node):
+        if driver not in (None, "kmem") and not opens(node):
             # An earlier test had it open while it was unbound and bound again.
             bind(name, None)
             bind(name, driver)

@@ -6,26 +6,23 @@ It runs in this process, or in a child of it without root's rights.
 """
 
 import os
-import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 import commands
-import real_device
 from famfs_server.cli.doctor import BAD, Finding, System, examine_device
 from famfs_server.dax import hostid
 from famfs_server.dax.device import DaxDevice
-from programs import SECONDS, here
+from guest_modules import in_guest_only, with_kmem, without
+from programs import here
 from schemas import conform
 
 SetMode = Callable[[str, str], Path]
 
-GUEST = Path("/run/famfs-vm")
 DRIVERS = Path("/sys/bus/dax/drivers")
-ONLINE_POLICY = Path("/sys/devices/system/memory/auto_online_blocks")
 
 
 class Diagnosis:
@@ -76,30 +73,6 @@ def file_system(device: Path, host: Path) -> Path:
     return device
 
 
-@pytest.fixture
-def unloaded(dax_names: list[str], set_mode: SetMode) -> Iterator[Callable[[str], None]]:
-    """`unloaded(module)` takes a driver of devices that have none now out of the kernel."""
-    gone = []
-
-    def unload(module: str) -> None:
-        gone.append(module)
-        busybox("rmmod", module)
-
-    in_guest_only()
-    yield unload
-    for module in gone:
-        busybox("insmod", str(GUEST / "modules" / f"{module}.ko"))
-
-
-def in_guest_only() -> None:
-    if not GUEST.exists() or real_device.device_name() is not None:
-        pytest.skip("needs the modules of the guest that scripts/vm-test boots")
-
-
-def busybox(*words: str) -> None:
-    subprocess.run([str(GUEST / "busybox"), *words], check=True, timeout=SECONDS)
-
-
 def test_a_device_that_can_be_mounted(file_system: Path, host: Path) -> None:
     found = diagnosis(commands.run("famfs", "doctor", "--json", file_system, env={hostid.ENVIRONMENT: str(host)}))
     assert found.missing == {}
@@ -118,41 +91,29 @@ def test_no_driver_is_bound(dax_names: list[str], set_mode: SetMode, doctor: Cal
     assert "driver" not in doctor(Path("/dev", name)).missing
 
 
-def test_the_module_is_absent(
-    dax_names: list[str],
-    set_mode: SetMode,
-    unloaded: Callable[[str], None],
-    doctor: Callable[[Path], Diagnosis],
-) -> None:
+def test_the_module_is_absent(dax_names: list[str], set_mode: SetMode, doctor: Callable[[Path], Diagnosis]) -> None:
+    in_guest_only()
     for name in dax_names:
         set_mode(name, "unbound")
-    unloaded("device_dax")
     name = dax_names[-1]
-    assert doctor(Path("/dev", name)).missing == {
-        "driver": f"/dev/{name} has no driver bound, and device_dax is not loaded -> "
-        f"modprobe device_dax && daxctl enable-device {name}"
-    }
+    with without("device_dax"):
+        assert doctor(Path("/dev", name)).missing == {
+            "driver": f"/dev/{name} has no driver bound, and device_dax is not loaded -> "
+            f"modprobe device_dax && daxctl enable-device {name}"
+        }
 
 
 def test_system_ram_mode(dax_names: list[str], set_mode: SetMode, doctor: Callable[[Path], Diagnosis]) -> None:
-    """Its memory stays offline, so that the device can be had back."""
     in_guest_only()
     for name in dax_names:
-        set_mode(name, "devdax")  # kmem takes all that have no driver
-    name = dax_names[0]
-    policy = ONLINE_POLICY.read_text()
-    ONLINE_POLICY.write_text("offline")
-    busybox("insmod", str(GUEST / "modules/kmem.ko"))
-    try:
-        set_mode(name, "unbound")
-        (DRIVERS / "kmem/new_id").write_text(name)
-        assert doctor(Path("/dev", name)).missing == {
-            "driver": f"/dev/{name} is in system-ram mode -> daxctl reconfigure-device -m devdax {name}"
-        }
-    finally:
         set_mode(name, "devdax")
-        busybox("rmmod", "kmem")
-        ONLINE_POLICY.write_text(policy)
+    name = dax_names[0]
+    with with_kmem():
+        found = doctor(set_mode(name, "system-ram"))
+        set_mode(name, "devdax")
+    assert found.missing == {
+        "driver": f"/dev/{name} is in system-ram mode -> daxctl reconfigure-device -m devdax {name}"
+    }
     assert "driver" not in doctor(Path("/dev", name)).missing
 
 

@@ -17,6 +17,7 @@ import commands
 from famfs_server.dax.device import DaxDevice
 from famfs_server.errors import DeviceError, DeviceModeError
 from famfs_server.fuse.dialects import kallsyms_evidence
+from guest_modules import in_guest_only, with_kmem, without
 from programs import mounts, one_line, run
 
 SetMode = Callable[[str, str], Path]
@@ -78,21 +79,49 @@ def test_one_line_for_a_device_that_cannot_be_used(
         pytest.skip("a famfs kernel")
     name = dax_names[-1]
     device = state.make(set_mode, name)
-    point = tmp_path / "point"
+    require_one_line(device, tmp_path, *state.words, gets_further=state is STATES["famfs-mode"])
+    assert mounts() == []
+
+
+def require_one_line(device: Path, folder: Path, *expected: str, gets_further: bool = False) -> None:
+    """Each program says of the device in one line all that is expected. `gets_further`: a mount forks before that."""
+    point = folder / "point"
     point.mkdir()
-    host = tmp_path / "uuid"
+    host = folder / "uuid"
     for program, statuses in PROGRAMS.items():
         first, *rest = program.split()
         words = [*rest, device, *([point] if first == "mount.famfs" else [])]
-        if first == "mount.famfs" and state is STATES["famfs-mode"]:
+        if first == "mount.famfs" and gets_further:
             line = one_line(run(first, *words, host=host, status=32))
         else:
             done = commands.run(first, *words, env={"FAMFS_SYSTEM_UUID_FILE": str(host)})
             assert done.status in statuses, (program, done)
             line = done.error
-        for expected in state.words:
-            assert expected.format(name=name) in line, program
-    assert mounts() == []
+        for part in expected:
+            assert part.format(name=device.name) in line, program
+
+
+def test_one_line_for_a_device_whose_driver_is_not_loaded(
+    dax_names: list[str], set_mode: SetMode, tmp_path: Path
+) -> None:
+    in_guest_only()
+    for name in dax_names:
+        set_mode(name, "unbound")
+    with without("device_dax"):
+        words = "has no driver bound, and device_dax is not loaded; run: modprobe device_dax && daxctl enable-device "
+        require_one_line(Path("/dev", dax_names[-1]), tmp_path, words + "{name}")
+
+
+def test_one_line_for_a_device_that_is_ordinary_memory(dax_names: list[str], set_mode: SetMode, tmp_path: Path) -> None:
+    in_guest_only()
+    for name in dax_names:
+        set_mode(name, "devdax")
+    with with_kmem():
+        device = set_mode(dax_names[0], "system-ram")
+        try:
+            require_one_line(device, tmp_path, "is in system-ram mode; run: daxctl reconfigure-device -m devdax {name}")
+        finally:
+            set_mode(dax_names[0], "devdax")
 
 
 def test_a_device_that_is_too_small(dax_names: list[str], set_mode: SetMode) -> None:
