@@ -46,7 +46,14 @@ async def _main(filesystem: FileSystem, channel: Channel, decision: Decision, im
             token.run_sync_soon(nursery.cancel_scope.cancel)
 
         channel.start(
-            filesystem, decision, fast=True, no_open=True, serve_unmapped=True, devices=(image,), finished=finished
+            filesystem,
+            decision,
+            fast=True,
+            no_open=True,
+            serve_unmapped=True,
+            devices=(image,),
+            finished=finished,
+            failed=finished,
         )
         nursery.start_soon(pyfuse3.main)
 

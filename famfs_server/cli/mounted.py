@@ -202,6 +202,9 @@ class MetaMemory:
     def invalidate(self, offset: int, length: int) -> None:
         """Nothing to do: nothing is cached here."""
 
+    present = invalidate
+    """Nothing is mapped either."""
+
     def write(self, offset: int, data: Any) -> None:
         """Always DeviceFaultError: only the daemon writes metadata."""
         raise DeviceFaultError("metadata of a mounted file system is written by its daemon alone")

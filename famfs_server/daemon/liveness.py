@@ -4,11 +4,15 @@
 import select
 import time
 
+from famfs_server.fuse import abi
 from famfs_server.fuse.session import Session, SessionRecord
 
 HUNG_SECONDS = 5.0
 """A worker that has requests and moves none of them for so long is killed and replaced (decisions 16)."""
 MAX_DEATHS = 5
+DOUBTFUL_DEATHS = 4
+"""At so many deaths in a row a request must have been there before it is blamed for them, where there is doubt: one of
+several that libfuse or threads had, or workers that somebody has killed."""
 SOON_SECONDS = 10.0
 """An idle worker that has lived longer than this did not die of what it began with."""
 
@@ -20,6 +24,7 @@ class Deaths:
         self._record = record
         self._in_hand = 0
         self._in_a_row = 0
+        self._there: dict[int, int] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -27,19 +32,27 @@ class Deaths:
         self._started = time.monotonic()
         self._answered = self._record.answered
 
-    def another(self) -> bool:
+    def another(self, *, from_outside: bool = False) -> bool:
         """A worker has died; whether that was one too many.
 
         A request that was in hand at this death and the one before becomes the poison that the next worker answers
-        with EIO. A worker that had not come to read a request has not died of one.
+        with EIO. Where somebody else has killed the worker, or libfuse or a thread had the request, it takes more.
+        To be called before the record is told of the takeover.
         """
-        in_hand = self._record.in_hand
-        same = in_hand != 0 and in_hand == self._in_hand and not self._record.untouched
-        if same:
-            self._record.poison = in_hand
-        idle = self._record.answered == self._answered and time.monotonic() - self._started < SOON_SECONDS
+        record = self._record
+        in_hand = record.in_hand
+        same = in_hand != 0 and in_hand == self._in_hand
+        # A worker that had not come so far as to ask for what its predecessor left did not die of it.
+        if not record.recovering:
+            self._in_hand = in_hand
+            there = {in_hand, *(unique & ~abi.UNIQUE_RESEND for unique in record.held)} - {0}
+            self._there = {unique: self._there.get(unique, 0) + 1 for unique in sorted(there)}
+        if same and not from_outside:
+            record.poison = in_hand
+        elif fatal := [unique for unique, deaths in self._there.items() if deaths >= DOUBTFUL_DEATHS]:
+            record.poison = fatal[0]
+        idle = record.answered == self._answered and time.monotonic() - self._started < SOON_SECONDS
         self._in_a_row = self._in_a_row + 1 if same or idle else 0
-        self._in_hand = in_hand
         return self._in_a_row >= MAX_DEATHS
 
 
@@ -74,7 +87,7 @@ class Pulse:
     def _waiting(self) -> bool:
         record = self._session.record
         readable = any(event & select.POLLIN for _, event in self._pending.poll(0))
-        return readable or record.in_hand != 0 or record.at_libfuse > 0
+        return readable or record.in_hand != 0 or record.at_libfuse > 0 or bool(record.recovering and record.held)
 
 
 class Beat:

@@ -393,6 +393,7 @@ class Supervisor:
         watch = MountWatch(held.device_number) if self._meta and held.device_number is not None else None
         retiring = self._asker is not None
         hear = -1
+        condemned = 0
         if served and not retiring:
             self._serving(held)
         elif not served:
@@ -410,7 +411,7 @@ class Supervisor:
                 if status == 0 or (watch and not self._meta):
                     return
                 if not retiring:
-                    if deaths.another():
+                    if deaths.another(from_outside=status == -signal.SIGKILL and served != condemned):
                         raise MountError(
                             f"{MAX_DEATHS} workers in a row have ended without having served anything, the last one "
                             f"with status {status}; unmounted"
@@ -424,6 +425,7 @@ class Supervisor:
                 pulse.begin()
             elif pulse.lost():
                 log.error("worker %d has not answered for %.0f seconds; it is replaced", served, HUNG_SECONDS)
+                condemned = served
                 os.kill(served, signal.SIGKILL)
                 pulse.begin()
             elif beat.steady and self.manager.watchdog:

@@ -167,6 +167,7 @@ def _serve(assignment: Assignment) -> int:
     claim = session.record.claim(CLAIM_SECONDS)
     if claim is None:
         raise MountError("another process still reads the requests of this mount")
+    session.record.map_buffer()
     memory = assignment.meta.memory(assignment.device) if assignment.meta else assignment.device.memory()
     volume = Volume(memory, assignment.host, assignment.device.path, state=session.namespace)
     volume.progress = session.record.working
@@ -253,8 +254,9 @@ async def _main(
             serve_unmapped=assignment.options.watchdog == "serve",
             devices=(os.path.realpath(assignment.device.path),),
             finished=finished,
+            failed=_make_way,
         )
-        nursery.start_soon(pyfuse3.main)
+        nursery.start_soon(_answer_for_libfuse)
         await trio.to_thread.run_sync(channel.wait_initialised)
         try:
             _push_devices(filesystem.volume, assignment, decision, link)
@@ -290,8 +292,20 @@ async def _main(
             alone = alone + 1 if notifier.gone else 0
             if alone > 1:
                 log.error("the process that writes notifications has died; another worker takes over")
-                os._exit(1)
+                _make_way()
             await trio.sleep(BEAT_SECONDS)
+
+
+def _make_way() -> None:
+    """End this process at once, from any thread: the supervisor has another one go on."""
+    os._exit(1)
+
+
+async def _answer_for_libfuse() -> None:
+    """Run libfuse until this is cancelled. It has no other reason to end."""
+    await pyfuse3.main()
+    log.error("libfuse has ended its session; another worker takes over")
+    _make_way()
 
 
 async def _serve_control(server: ControlServer, directory: Path, public: bool) -> None:

@@ -182,7 +182,7 @@ static int install_handler(void)
     return 0;
 }
 
-enum access_kind { COPY, STORE_U64, WRITE_BACK, INVALIDATE };
+enum access_kind { COPY, STORE_U64, WRITE_BACK, INVALIDATE, TOUCH };
 
 struct access {
     enum access_kind kind;
@@ -219,6 +219,11 @@ __attribute__((noinline)) static int perform(const struct access *access)
         memory_fence();
         invalidate_lines(start, end);
         memory_fence();
+        break;
+    case TOUCH:
+        /* No page is smaller than this. */
+        for (uintptr_t at = start; at < end; at = (at & ~(uintptr_t)4095) + 4096)
+            (void)*(const volatile char *)at;
         break;
     }
     COMPILER_BARRIER();
@@ -315,6 +320,12 @@ static PyObject *invalidate(PyObject *module, PyObject *const *arguments, Py_ssi
 {
     (void)module;
     return flush("invalidate", INVALIDATE, arguments, count);
+}
+
+static PyObject *touch(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    (void)module;
+    return flush("touch", TOUCH, arguments, count);
 }
 
 static PyObject *fence(PyObject *module, PyObject *unused)
@@ -434,6 +445,8 @@ static PyMethodDef methods[] = {
      "done after fence()."},
     {"invalidate", FAST(invalidate),
      "invalidate(buffer, offset, length)\n--\n\nDrop the cache lines of a range, so that later loads read memory."},
+    {"touch", FAST(touch),
+     "touch(buffer, offset, length)\n--\n\nHave every page of a range mapped; OSError(EFAULT) if one cannot be."},
     {"fence", fence, METH_NOARGS, "fence()\n--\n\nEarlier stores and write-backs are done before later ones."},
     {"full_fence", full_fence, METH_NOARGS,
      "full_fence()\n--\n\nEarlier loads, stores and write-backs are done before later ones."},

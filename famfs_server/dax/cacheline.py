@@ -9,6 +9,7 @@ before it loads what another host may have written.
   It has no fence inside: any number of ranges can be followed by one `fence()`, which completes them.
 * `invalidate(buffer, offset, length)` drops the lines; later loads read memory. A dirty line is written
   back first, which is why a range that this host writes at the same time must not be invalidated by guess.
+* `touch(buffer, offset, length)` has every page of the range mapped in this process.
 * `fence()` orders stores and write-backs, `full_fence()` also loads.
 * `copy_from(buffer, offset, length)` gives bytes, and
   `copy_into(destination, destination_offset, source, source_offset, length)` copies either way. The
@@ -35,6 +36,7 @@ from famfs_server.dax._cacheline import (
     full_fence,
     invalidate,
     store_u64,
+    touch,
     write_back,
 )
 
@@ -46,5 +48,6 @@ __all__ = [
     "full_fence",
     "invalidate",
     "store_u64",
+    "touch",
     "write_back",
 ]

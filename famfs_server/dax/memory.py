@@ -106,6 +106,20 @@ class Memory:
             except OSError as error:
                 raise _fault("invalidate", offset, length) from error
 
+    def present(self, offset: int, length: int) -> None:
+        """As `invalidate`, and have the pages of a range mapped, for a system call that reads them through `view`.
+
+        Otherwise the call would map them, and that ends with an error where the process has been killed meanwhile.
+        """
+        if self.mechanism == "none":
+            try:
+                cacheline.touch(self.view, offset, length)
+            except OSError as error:
+                raise _fault("read", offset, length) from error
+        else:
+            # An instruction that drops a line has its page mapped, too.
+            self.invalidate(offset, length)
+
     def fence(self) -> None:
         """Complete earlier stores and write-backs before any later one."""
         if self._flush:

@@ -74,12 +74,14 @@ class Channel:
         serve_unmapped: bool,
         devices: tuple[str, ...],
         finished: Callable[[], None],
+        failed: Callable[[], None],
     ) -> None:
         """Hand INIT to libfuse, and begin to serve in two threads once it is answered.
 
         `fast`, `no_open` and `serve_unmapped` are for the request plane. `devices` are the paths of the devices by
         number, for kernels that ask. `finished` is called from a thread when the connection has ended: unmounted or
-        aborted. Whoever calls this runs pyfuse3's main loop meanwhile, which makes libfuse answer.
+        aborted; `failed` when a thread cannot go on though it has not, so that another process has to. Whoever calls
+        this runs pyfuse3's main loop meanwhile, which makes libfuse answer.
         """
         request = negotiation.parse_init_request(self.init)
         pushed = self.session.record.pushed
@@ -88,8 +90,8 @@ class Channel:
             filesystem, self.session, fast=fast, maps=maps, no_open=no_open, serve_unmapped=serve_unmapped
         )
         self._our_end.send(negotiation.mask_for_libfuse(self.init))
-        threading.Thread(target=self._replies, args=(request, decision), name="replies", daemon=True).start()
-        threading.Thread(target=self._requests, args=(finished,), name="requests", daemon=True).start()
+        threading.Thread(target=self._replies, args=(request, decision, failed), name="replies", daemon=True).start()
+        threading.Thread(target=self._requests, args=(finished, failed), name="requests", daemon=True).start()
 
     def wait_initialised(self) -> None:
         """Wait until INIT is answered. Raises NegotiationError if that failed."""
@@ -108,43 +110,55 @@ class Channel:
             time.sleep(GIVE_WAY_SECONDS)
         self._answered = answered
 
-    def _requests(self, finished: Callable[[], None]) -> None:
+    def _requests(self, finished: Callable[[], None], failed: Callable[[], None]) -> None:
         self._initialised.wait()
+        try:
+            if self._failure is None:
+                self._read_requests()
+            finished()
+        except Exception:
+            # With an end of this thread alone, nobody would answer, and nobody would miss it.
+            log.exception("the request plane cannot go on; another worker takes over")
+            failed()
+
+    def _read_requests(self) -> None:
+        """Read and answer requests until the connection has ended. Raises OSError when it cannot go on."""
         self._request_thread = threading.get_ident()
         record = self.session.record
         readv, fuse, buffers, answer = os.readv, self.fuse, [record.buffer], self.plane.answer
         waiting = select.poll()
         waiting.register(fuse, select.POLLIN)
         look, looks = waiting.poll, range(LOOKS)
-        try:
-            while self._failure is None:
-                for _ in looks:
-                    if look(0):
-                        break
-                try:
-                    length = readv(fuse, buffers)
-                except OSError as error:
-                    # ENOENT: the request was interrupted before we had it; EINTR and EAGAIN: nothing was read.
-                    if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
-                        continue
-                    if error.errno not in (errno.ENODEV, errno.ECONNABORTED):
-                        log.error("cannot read requests: %s", error)
+        while True:
+            for _ in looks:
+                if look(0):
+                    break
+            try:
+                length = readv(fuse, buffers)
+            except OSError as error:
+                # ENOENT: the request was interrupted before we had it; EINTR and EAGAIN: nothing was read.
+                if error.errno in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
+                    continue
+                if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                     return
-                if not length:
-                    return
-                if not answer(length):
-                    _, opcode, unique, _ = REQUEST.unpack_from(record.buffer)
-                    if opcode not in NO_REPLY:
-                        record.relayed(unique)
-                    self._our_end.send(record.buffer[:length])
-                    self.plane.passed_on()
-        except OSError as error:
-            if self._failure is None:
-                log.error("the request plane ends: %s", error)
-        finally:
-            finished()
+                raise
+            if not length:
+                return
+            if not answer(length):
+                _, opcode, unique, _ = REQUEST.unpack_from(record.buffer)
+                if opcode not in NO_REPLY:
+                    record.relayed(unique)
+                self._our_end.send(record.buffer[:length])
+                self.plane.passed_on()
 
-    def _replies(self, request: InitRequest, decision: Decision) -> None:
+    def _replies(self, request: InitRequest, decision: Decision, failed: Callable[[], None]) -> None:
+        try:
+            self._write_replies(request, decision)
+        except Exception:
+            log.exception("replies of libfuse cannot be passed on; another worker takes over")
+            failed()
+
+    def _write_replies(self, request: InitRequest, decision: Decision) -> None:
         buffer = bytearray(BUFFER)
         view = memoryview(buffer)
         length = self._our_end.recv_into(buffer)
@@ -156,8 +170,12 @@ class Channel:
                 os.write(self.fuse, self._init_reply(bytes(view[:length]), request, decision))
             except OSError as error:
                 self._failure = NegotiationError(f"the kernel did not take the answer to INIT: {error}")
-        self._initialised.set()
         record = self.session.record
+        if not self._taken_over:
+            # It lies in the buffer, and would look as if somebody waited for it until the next request comes.
+            record.done(request.unique)
+        record.recovered()
+        self._initialised.set()
         while length := self._our_end.recv_into(buffer):
             self._pass_on(view[:length])
             record.returned(abi.OUT_HEADER.unpack_from(buffer)[2])

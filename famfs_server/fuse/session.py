@@ -40,11 +40,10 @@ _HELD_AT = _RING_AT + 2 * _RING
 _HELD = 4096
 """Requests that threads can have at once, of which a successor knows each."""
 _PUSHED = _HELD_AT + _HELD
+_RECOVERING = _PUSHED + 1
 _HEAD = 1 << 16
 """Bytes before the buffer: whole pages on every machine."""
 _UNIQUE_OFFSET = 8
-_UNTOUCHED = 1 << 62
-"""A bit that no kernel's unique reaches: set in the one that a dead worker has left in the buffer."""
 
 
 class SessionRecord:
@@ -87,6 +86,16 @@ class SessionRecord:
                 time.sleep(_CLAIM_RETRY_SECONDS)
             else:
                 return descriptor
+
+    def map_buffer(self) -> None:
+        """Have every page of the buffer mapped in this process, the one that reads requests.
+
+        Otherwise the read maps them, and a process that is killed meanwhile costs the caller an EIO: the kernel ends a
+        request that it could not copy.
+        """
+        buffer = self.buffer
+        for at in range(0, BUFFER, mmap.PAGESIZE):
+            buffer[at] = buffer[at]
 
     # -- written by the request plane -----------------------------------------------------------
 
@@ -172,17 +181,12 @@ class SessionRecord:
     @property
     def in_hand(self) -> int:
         """The unique of the request that was read last and is not answered yet, or 0."""
-        unique = self._unique & ~_UNTOUCHED
+        unique = self._unique
         return 0 if unique == self._words[_LAST] else unique & ~abi.UNIQUE_RESEND
 
     @property
     def _unique(self) -> int:
         return int.from_bytes(self.buffer[_UNIQUE_OFFSET : _UNIQUE_OFFSET + 8], "little")
-
-    @property
-    def untouched(self) -> bool:
-        """Whether the worker that serves, or has just died, has read no request yet."""
-        return bool(self._unique & _UNTOUCHED)
 
     @property
     def log_level(self) -> int | None:
@@ -205,13 +209,32 @@ class SessionRecord:
         return self._words[_TAKEOVERS]
 
     def taken_over(self) -> None:
-        """One more worker has been replaced. Nobody reads requests at this moment."""
-        self._words[_TAKEOVERS] += 1
-        self.buffer[_UNIQUE_OFFSET : _UNIQUE_OFFSET + 8] = (self._unique | _UNTOUCHED).to_bytes(8, "little")
+        """One more worker is being replaced. The request that it had in hand is now one of those that are held: the
+        next worker has not read it yet, and if it dies before it does, that was not the request's doing."""
+        words = self._words
+        words[_TAKEOVERS] += 1
+        words[_RECOVERING] = 1
+        if self.in_hand:
+            unique = self._unique
+            place = next((place for place in range(_HELD_AT, _HELD_AT + _HELD) if words[place] in (0, unique)), 0)
+            if place:
+                words[place] = unique
+        self.buffer[_UNIQUE_OFFSET : _UNIQUE_OFFSET + 8] = bytes(8)
+        words[_LAST] = 0
+
+    def recovered(self) -> None:
+        """What the worker before had in hand has been asked for again, or has been answered."""
+        self._words[_RECOVERING] = 0
+
+    @property
+    def recovering(self) -> bool:
+        """Whether a worker that takes over has not come so far as to see to what the dead one had in hand."""
+        return bool(self._words[_RECOVERING])
 
     @property
     def held(self) -> set[int]:
-        """The uniques of the requests that threads have and have not answered, a dead worker's among them."""
+        """The uniques of the requests that others than the request plane have and have not answered: libfuse, threads,
+        and workers that are dead."""
         return {unique for unique in self._words[_HELD_AT : _HELD_AT + _HELD] if unique}
 
     def forget_held(self) -> None:
@@ -220,13 +243,9 @@ class SessionRecord:
             self._words[place] = 0
 
     def abandon(self) -> set[int]:
-        """What a dead worker had in hand, all of it, which nobody will finish: the uniques as the kernel wrote them."""
+        """What dead workers had in hand, all of it, which nobody will finish: the uniques as the kernel wrote them."""
         lost = self.held
         self.forget_held()
-        if self.in_hand:
-            unique = self._unique & ~_UNTOUCHED
-            lost.add(unique)
-            self._words[_LAST] = unique
         return lost
 
     def failed(self, count: int) -> None:

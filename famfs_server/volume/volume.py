@@ -65,6 +65,7 @@ class DeviceMemory(Protocol):
     def store_u64(self, offset: int, value: int) -> None: ...
     def write_back(self, offset: int, length: int) -> None: ...
     def invalidate(self, offset: int, length: int) -> None: ...
+    def present(self, offset: int, length: int) -> None: ...
     def fence(self) -> None: ...
     def zero(self, offset: int, length: int) -> None: ...
 
@@ -364,13 +365,15 @@ class Volume:
     def views(self, nodeid: int, offset: int, length: int) -> list[memoryview]:
         """The bytes [offset, offset + length) of a file, cut to its size, as views of device memory in file order.
 
-        Their cache lines are invalidated, so that what another host has written is seen (decisions 11).
+        Their cache lines are invalidated, so that what another host has written is seen (decisions 11), and their pages
+        mapped: the kernel answers EIO to a request whose answer it cannot copy because the worker was killed.
 
-        Raises DeviceFaultError for a device that is not attached or too small. Touching a view is not guarded.
+        Raises DeviceFaultError for a device that is not attached or too small, and for memory that faults. Touching a
+        view is not guarded.
         """
         ranges = self._ranges(nodeid, offset, length)
         for memory, start, count in ranges:
-            memory.invalidate(start, count)
+            memory.present(start, count)
         return [memory.view[start : start + count] for memory, start, count in ranges]
 
     def _ranges(self, nodeid: int, offset: int, length: int) -> list[tuple[DeviceMemory, int, int]]:

@@ -60,6 +60,12 @@ def look():
         at, count = rng.randrange(len(pattern)), rng.choice((1, 4096, 100000, 1 << 20))
         expect("bytes", call("read", os.pread, fd, count, at), pattern[at : at + count])
     call("close", os.close, fd)
+    # Most of it is not mapped in a worker that has just begun.
+    fd = call("open", os.open, root + "/wide", os.O_RDONLY)
+    for _ in range(2):
+        at = rng.randrange(64) << 20
+        expect("zeroes", call("read", os.pread, fd, 1 << 20, at), bytes(1 << 20))
+    call("close", os.close, fd)
 
 def write():
     fd = call("open", os.open, root + "/scratch" + number, os.O_RDWR)
@@ -152,7 +158,7 @@ def device_for_load(folder: Path) -> Path:
     path = format_device(folder / "device", size=256 << 30, log_length=32 * MIB)
     names = ("many", *(f"many/f{number:04}" for number in range(NAMES)))
     scratch = [File(f"scratch{number}", size=2 * MIB) for number in range(6)]
-    populate(path, names, (File("pattern", PATTERN), *scratch))
+    populate(path, names, (File("pattern", PATTERN), File("wide", size=64 * MIB), *scratch))
     return path
 
 
@@ -201,7 +207,7 @@ def require_clean(device: Path, expected: dict[str, list[Any] | None]) -> None:
         tree = volume.namespace
         paths = [os.fsdecode(tree.path(node)) for node in tree.walk()]
         assert [path for path, count in Counter(paths).items() if count > 1] == []
-        known = {"many", "pattern"}
+        known = {"many", "pattern", "wide"}
         made = {path for path in paths if path not in known and not path.startswith(("many/", "scratch"))}
         assert made == expected.keys()
         for path, wanted in expected.items():

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bytes of a device: bounds, faults named by their range, stores, and letting go."""
 
+import ctypes
 import mmap
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 
@@ -63,14 +65,42 @@ def test_it_knows_its_size_and_kind(mapping: mmap.mmap) -> None:
     [
         lambda memory: memory.read(2 * PAGE, 16),
         lambda memory: memory.read_fresh(2 * PAGE, 16),
+        lambda memory: memory.present(2 * PAGE, 16),
         lambda memory: memory.write(2 * PAGE, bytes(16)),
         lambda memory: memory.store_u64(2 * PAGE, 1),
     ],
-    ids=["read", "read_fresh", "write", "store_u64"],
+    ids=["read", "read_fresh", "present", "write", "store_u64"],
 )
 def test_a_fault_names_the_offset(memory: Memory, access: Callable[[Memory], object]) -> None:
     with pytest.raises(DeviceFaultError, match=f"offset {2 * PAGE:#x} of the device"):
         access(memory)
+
+
+def pages_mapped(mapping: mmap.mmap, pages: int) -> list[bool]:
+    """Which of the first pages of a mapping this process has in its page tables."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(8 * (address // PAGE))
+        return [bool(entry >> 63) for entry in struct.unpack(f"{pages}Q", pagemap.read(8 * pages))]
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_pages_are_mapped_before_a_system_call_reads_them(flush: bool) -> None:
+    """A worker that is killed while the kernel maps a page for an answer costs the caller an EIO."""
+    with tempfile.TemporaryFile() as file:
+        # Not neighbours, since the kernel maps those as well.
+        pages = 256
+        file.truncate(pages * PAGE)
+        with mmap.mmap(file.fileno(), pages * PAGE) as mapping:
+            memory = Memory(memoryview(mapping), flush=flush)
+            assert not any(pages_mapped(mapping, pages))
+            memory.present(5, 1)
+            assert pages_mapped(mapping, 1) == [True]
+            memory.present(100 * PAGE - 1, 60 * PAGE)
+            found = pages_mapped(mapping, pages)
+            assert all(found[99:160])
+            assert not all(found)
+            memory.close()
 
 
 @pytest.mark.skipif(cacheline.MECHANISM == "none", reason="no cache-line instructions on this processor")
