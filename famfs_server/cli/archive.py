@@ -6,6 +6,7 @@ out of it afterwards; so do file systems that move to other devices. Owners, mod
 times.
 """
 
+import errno
 import io
 import os
 import stat
@@ -103,8 +104,13 @@ def _sink(output: str) -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    with open(output, "wb") as file:
-        yield file
+    try:
+        with open(output, "wb") as file:
+            yield file
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(error.errno, os.strerror(error.errno), output) from error
+        raise
 
 
 def _describe(tree: "Namespace", node: int, top: bytes) -> tarfile.TarInfo:
@@ -151,7 +157,7 @@ def import_command(*, archive: str, directory: str, contiguous: bool, verbose: i
                 loader.flush()
         except tarfile.TarError as error:
             loader.flush()
-            raise ArchiveError(f"{archive}: {error}") from error
+            raise ArchiveError(f"{archive}: is no tar archive, or a damaged one: {error}") from error
     click.echo(f"{loader.made} files and directories made, {loader.there} there already, {loader.failed} failed")
     return loader.failed
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`famfs chkread`: do reading and mapping a metadata file give the same bytes, and are they valid?"""
 
+import errno
 import json
 import mmap
 import os
+import stat
 
 import click
 
@@ -26,6 +28,8 @@ def command(*, file: str, superblock: bool, is_log: bool, as_json: bool) -> None
     fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size = os.fstat(fd).st_size
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise MediaError(f"{file}: {os.strerror(errno.EISDIR)}")
         head = os.pread(fd, _PIECE, 0)
         _check(file, head, size, superblock)
         try:

@@ -9,7 +9,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +24,7 @@ from famfs_server.cli.attributes import (
     thread_option,
 )
 from famfs_server.cli.mkdir import make_directory
-from famfs_server.cli.progress import progress
+from famfs_server.cli.progress import progress, workers
 from famfs_server.cli.source import PIECE, Source, SourceError, gathered
 from famfs_server.cli.target import Advance, Place, Targets, Unmounted, daxdev_option, unseen
 from famfs_server.cli.values import umask
@@ -197,19 +196,15 @@ class Copy:
         looks = 1 + self._settings.verify
         with (
             progress(title, looks * sum(job.source.size for job in self._jobs)) as bar,
-            ThreadPoolExecutor(max(self._settings.threads, 1)) as pool,
+            workers(self._settings.threads, bar) as pool,
         ):
-            try:
-                work = [(batch, pool.submit(self._run, batch, bar.advance)) for batch in _batches(self._jobs)]
-                for batch, future in work:
-                    for job, failure in zip(batch, future.result(), strict=True):
-                        if failure is not None:
-                            failures.setdefault(_line(failure), failure)
-                        elif self._settings.verbose:
-                            click.echo(f"{job.source.name} -> {job.place.name}")
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            work = [(batch, pool.submit(self._run, batch, bar.advance)) for batch in _batches(self._jobs)]
+            for batch, future in work:
+                for job, failure in zip(batch, future.result(), strict=True):
+                    if failure is not None:
+                        failures.setdefault(_line(failure), failure)
+                    elif self._settings.verbose:
+                        click.echo(f"{job.source.name} -> {job.place.name}")
         self._jobs.clear()
         more = list(failures)[1:]
         for line in more[:_MOST_LINES]:

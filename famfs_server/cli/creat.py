@@ -3,7 +3,6 @@
 
 import secrets
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import click
@@ -17,7 +16,7 @@ from famfs_server.cli.attributes import (
     striping_options,
     thread_option,
 )
-from famfs_server.cli.progress import progress
+from famfs_server.cli.progress import progress, workers
 from famfs_server.cli.target import Place, Targets, Unmounted, daxdev_option
 from famfs_server.cli.values import LARGEST_SEED, SEED, SIZE, parse_size, umask
 from famfs_server.daemon.control_client import FileRequest
@@ -161,7 +160,7 @@ def _fill_all(files: Sequence[tuple[Place, int]], threads: int, *, alone: bool) 
         return 0
     total = sum(found.size for place, _ in files if (found := place.status()))
     failed = 0
-    with progress("filling", total) as bar, ThreadPoolExecutor(max(threads, 1)) as pool:
+    with progress("filling", total) as bar, workers(threads, bar) as pool:
 
         def fill(row: tuple[Place, int]) -> None:
             from famfs_server.seeded import SeededStream

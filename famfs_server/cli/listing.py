@@ -85,10 +85,21 @@ def list_devices(mounts: list[Mount], sysfs: Path = Path("/sys")) -> list[Device
             size = int((directory / "size").read_text())
         except (OSError, ValueError):
             size = 0
-        content, uuid = _content(path) if driver == "device_dax" else ("cannot be read in this mode", "")
-        points = [mount.mount_point for mount in mounts if os.path.realpath(mount.device) == path]
+        mine = [mount for mount in mounts if os.path.realpath(mount.device) == path]
+        points = [mount.mount_point for mount in mine]
+        content, uuid = _content(path) if driver == "device_dax" else _told(driver, mine)
         found.append(Device(path, _MODES.get(driver, driver), size, content, uuid, points))
     return found
+
+
+def _told(driver: str, mounts: list[Mount]) -> tuple[str, str]:
+    """What is on a device that no process can read: what the daemon of its mount says, if there is one."""
+    for mount in mounts:
+        if mount.uuid:
+            return f"famfs {mount.uuid}", mount.uuid
+    if driver == "fsdev_dax":
+        return "what is on it can be seen when it is mounted", ""
+    return "cannot be read in this mode", ""
 
 
 def _content(path: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 import click
 
@@ -21,14 +22,19 @@ def command(*, mount: tuple[str, ...], output: str | None) -> int:
     """
     from famfs_server.daemon.metrics import exposition
 
-    points = mount or mount_points()
+    points = mount_points(mount)
     found = ask(points, alone=len(points) == 1)
     text = exposition(found)
     if output is None:
         sys.stdout.write(text.decode())
         return 0 if len(found) == len(points) else 1
     temporary = f"{output}.{os.getpid()}"
-    with open(temporary, "wb") as file:
-        file.write(text)
-    os.replace(temporary, output)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(text)
+        os.replace(temporary, output)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise OSError(error.errno, os.strerror(error.errno or 0), output) from error
     return 0 if len(found) == len(points) else 1

@@ -58,7 +58,20 @@ def version_option(function: Callable[..., int | None]) -> Callable[..., int | N
 
 def main(command: click.Command, program: str, statuses: Statuses | None = None) -> NoReturn:
     """Run `command` with the arguments of this process, and end the process."""
+    _open_standard_streams()
     sys.exit(run(command, program, sys.argv[1:], statuses or Statuses()))
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null in the place of standard streams that the caller has closed: no device may come to be there, where
+    a daemon takes leave of its terminal, and something has to be written to."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115  # for good
 
 
 def run(command: click.Command, program: str, arguments: Sequence[str], statuses: Statuses) -> int:
@@ -105,7 +118,7 @@ def run(command: click.Command, program: str, arguments: Sequence[str], statuses
 def describe(error: OSError) -> str:
     """An error of the operating system as users know them: the path, then the cause."""
     cause = os.strerror(error.errno) if error.errno else str(error)
-    return f"{os.fsdecode(error.filename)}: {cause}" if isinstance(error.filename, str | bytes) else cause
+    return f"{os.fsdecode(error.filename) or repr('')}: {cause}" if isinstance(error.filename, str | bytes) else cause
 
 
 def refuse_daxmode(wanted: bool) -> None:

@@ -4,6 +4,7 @@
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ BYTES = "bytes"
 """The unit whose numbers are shown with suffixes; any other word is a name for things that are counted."""
 
 
+class StoppedError(Exception):
+    """Somebody has given up waiting for the work."""
+
+
 class Bar:
     """How much of some work is done. All may be called from any thread; nothing is drawn before it takes long."""
 
@@ -24,14 +29,21 @@ class Bar:
         self._title, self._total, self._unit = title, total, unit
         self._done = 0
         self._lock = threading.Lock()
-        self._ended = False
+        self._ended = self._stopped = False
         self._shown: Progress | None = None
 
     def advance(self, done: int) -> None:
-        """So much more is done."""
+        """So much more is done. Raises StoppedError when nobody waits for it any more."""
         with self._lock:
+            if self._stopped:
+                raise StoppedError
             self._done += done
             self._update()
+
+    def stop(self) -> None:
+        """Have the threads that advance it end with the piece that they are at."""
+        with self._lock:
+            self._stopped = True
 
     def set(self, done: int, total: int) -> None:
         """So much is done of so much: for work that finds out itself how much there is."""
@@ -104,3 +116,16 @@ def reading_log(device: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for the replay of a log: a function to tell how many entries are read, and how many there are."""
     with progress(f"reading the log of {device}", 0, "entries") as bar:
         yield bar.set
+
+
+@contextmanager
+def workers(count: int, bar: Bar) -> Iterator[ThreadPoolExecutor]:
+    """Threads for work that advances `bar`. What ends the block early, Ctrl-C above all, ends them at their next piece,
+    and what has not begun is left undone."""
+    with ThreadPoolExecutor(max(count, 1)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            bar.stop()
+            raise

@@ -2,6 +2,7 @@
 """`famfs status`: what a mount tells about itself, once or again and again."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -28,11 +29,11 @@ Status = Mapping[str, Any]
 @click.option("-n", "--count", type=NumberType("count", 1, 1 << 31), help="With --watch: end after so many times.")
 @click.argument("mount", required=False)
 def command(*, mount: str | None, as_json: bool, watch: bool, count: int | None) -> int:
-    """Show the state of the file system mounted at MOUNT, or of all that are mounted.
+    """Show the state of the file system mounted at MOUNT or from the device MOUNT, or of all that are mounted.
 
     Exit status 1: a mount did not answer.
     """
-    points = [mount] if mount else mount_points()
+    points = mount_points([mount] if mount else [])
     if watch:
         before: dict[str, Status] = {}
 
@@ -76,12 +77,16 @@ def ask(points: Sequence[str], *, alone: bool = False) -> list[Status]:
     return found
 
 
-def mount_points() -> list[str]:
-    """Where famfs file systems are mounted. Raises MountError if there is none."""
-    points = [record.mount_point for record in mountapi.find_mounts()]
-    if not points:
+def mount_points(named: Sequence[str] = ()) -> list[str]:
+    """The mounts that are `named`, by a path in them or by their devices, else all. Raises MountError if there is
+    none."""
+    mounts = mountapi.find_mounts()
+    if not named and not mounts:
         raise MountError("no famfs file system is mounted")
-    return points
+    if not named:
+        return [record.mount_point for record in mounts]
+    of_device = {os.path.realpath(record.source): record.mount_point for record in mounts}
+    return [of_device.get(os.path.realpath(name), name) if name else name for name in named]
 
 
 def repeat(look: Callable[[], list[str]], count: int | None, seconds: float = 1.0, *, in_place: bool = True) -> None:

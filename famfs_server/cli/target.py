@@ -179,7 +179,10 @@ class Targets:
             named, write = self._daxdev, self._write
             target = self._target(named.device, lambda: DeviceTarget(named, write=write))
             return Place(target, relative_path(path), path)
-        mount, inside = find_mount(path)
+        try:
+            mount, inside = find_mount(path)
+        except NotFamfsError as error:
+            raise NotFamfsError(f"{error} (--daxdev names a device that is not mounted)") from None
         return Place(self._target(mount.mount_id, lambda: _mounted(mount)), inside, path)
 
     def _target(self, key: str | int, make: Callable[[], Target]) -> Target:
@@ -207,7 +210,7 @@ def find_mount(path: str) -> tuple[mountapi.MountRecord, bytes]:
         if (real == point or real.startswith(point + "/")) and longer:
             covering = record
     if covering is None or covering.fstype != FSTYPE:
-        raise NotFamfsError(f"{path}: not in a mounted famfs file system (--daxdev names a device that is not mounted)")
+        raise NotFamfsError(f"{path or repr(path)}: not in a mounted famfs file system")
     inside = os.path.relpath(real, covering.mount_point)
     whole = os.path.normpath(os.path.join(covering.root, inside)).strip("/")
     return covering, b"" if whole == "." else os.fsencode(whole)

@@ -21,7 +21,7 @@ _BAR = 40
 @click.argument("mount", nargs=-1)
 def command(*, mount: tuple[str, ...], count: int | None, delay: int, as_json: bool) -> None:
     """Show the request rates of each MOUNT, or of all mounts, until interrupted. The first look has none."""
-    points = mount or mount_points()
+    points = mount_points(mount)
     before: dict[str, Status] = {}
 
     def look() -> list[str]:

@@ -3,14 +3,13 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import click
 
 from famfs_server.cli import program
 from famfs_server.cli.attributes import thread_option
-from famfs_server.cli.progress import progress
+from famfs_server.cli.progress import progress, workers
 from famfs_server.cli.target import Advance, Place, Targets, Unmounted, daxdev_option
 from famfs_server.cli.values import SEED
 from famfs_server.errors import FamfsError, UsageError
@@ -93,7 +92,7 @@ class Comparison:
 
 def _verify_all(files: Sequence[tuple[Place, int]], threads: int) -> Iterator[Comparison]:
     total = sum(found.size for place, _ in files if (found := place.status()))
-    with progress("verifying", total) as bar, ThreadPoolExecutor(max(threads, 1)) as pool:
+    with progress("verifying", total) as bar, workers(threads, bar) as pool:
         jobs = [(row, pool.submit(_difference, *row, bar.advance)) for row in files]
         for (place, seed), job in jobs:
             try:

@@ -91,7 +91,11 @@ class ControlClient:
         """The client for the mount that `path` lies in. Raises ControlError where the daemon names no socket."""
         try:
             return cls(os.fsdecode(os.getxattr(path, SHADOW_XATTR).rstrip(b"\0")))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ControlError(f"{path or repr(path)}: {os.strerror(error.errno or 0)}") from error
         except OSError as error:
+            if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise ControlError(f"{path}: is not in a mounted famfs file system") from error
             raise ControlError(
                 f"{path}: the mount does not say where its control socket is ({os.strerror(error.errno or 0)})"
             ) from error

@@ -51,6 +51,7 @@ def test_status_for_people(mount: Mount) -> None:
     assert f"{mount.device} on {mount.path}: role master, data path server" in text
     assert "log 41 of 15420 entries (0.3% used)" in text
     assert "  lookup " in text
+    assert "role master" in famfs("status", mount.device)
     twice = famfs("status", "--watch", "-n", "2", mount.path)
     assert twice.count("role master") == 2
     before = json.loads(famfs("status", "--json", mount.path))
@@ -136,3 +137,16 @@ def test_counts_survive_a_takeover_and_errors_are_kept(site: Site) -> None:
         assert status["takeovers"] == 1
         assert any("takes over" in line["message"] for line in status["recent"])
         assert "takes over" in famfs("status", mount.path)
+
+
+def test_metrics_that_cannot_be_written_leave_nothing_behind(mount: Mount, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    (taken / "full").mkdir(parents=True)
+    done = run(BIN / "famfs", "metrics", "-o", taken, mount.path)
+    assert (done.returncode, done.stderr) == (1, f"famfs metrics: {taken}: Is a directory\n")
+    assert list(tmp_path.iterdir()) == [taken]
+
+
+def test_a_full_disk_is_named(mount: Mount) -> None:
+    done = run(BIN / "famfs", "export", mount.path, "-o", "/dev/full")
+    assert (done.returncode, done.stderr) == (1, "famfs export: /dev/full: No space left on device\n")

@@ -149,7 +149,12 @@ def test_devices_of_sysfs_are_listed(tmp_path: Path) -> None:
         if driver:
             (bus / "drivers" / driver).mkdir(parents=True)
             (bus / "devices" / name / "driver").symlink_to(bus / "drivers" / driver)
+    mount = listing.Mount("/dev/dax2.0", "/mnt", "master", "fmap", str(UUID(int=7)), "serving")
+    [mounted] = [row for row in listing.list_devices([mount], tmp_path) if row.mode == "famfs"]
+    assert (mounted.content, mounted.uuid) == (f"famfs {UUID(int=7)}", str(UUID(int=7)))
+    assert mounted.mounted_on == ["/mnt"]
     rows = listing.list_devices([], tmp_path)
+    assert rows[2].content == "what is on it can be seen when it is mounted"
     assert [(row.path, row.mode, row.size) for row in rows] == [
         ("/dev/dax0.0", "system-ram", 4 << 30),
         ("/dev/dax1.0", "no driver", 4 << 30),

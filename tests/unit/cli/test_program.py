@@ -175,6 +175,10 @@ def test_what_needs_a_mount(tmp_path: Path) -> None:
         (("check", tmp_path), "not in a mounted famfs"),
         (("mkmeta", tmp_path), "is not mounted"),
         (("mkmeta", tmp_path / "nope"), "No such file"),
+        *(((name, tmp_path), "not in a mounted famfs") for name in ("status", "top", "metrics", "loglevel", "upgrade")),
+        (("status", tmp_path / "nope"), "nope: No such file"),
+        (("loglevel", ""), "'': No such file"),
+        (("chkread", "-s", tmp_path), f"{tmp_path}: Is a directory"),
     ):
         outcome = run("famfs", *arguments)
         assert outcome.status == 1
@@ -227,6 +231,38 @@ def test_a_reader_that_leaves_is_no_error_message() -> None:
     os.close(write_end)
     assert done.stderr == b""
     assert done.returncode == 128 + signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "status"),
+    [
+        (">&-", ["-h"], 0),
+        (">&- 2>&-", ["bogus"], 3),
+        ("<&- >&- 2>&-", ["fsck", "/nope"], 2),
+        ("<&-", ["import", "-", "/"], 1),
+    ],
+)
+def test_streams_that_the_caller_has_closed(closed: str, arguments: list[str], status: int) -> None:
+    code = "from famfs_server.cli import famfs; famfs.main()"
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    assert done.returncode == status
+    assert b"Traceback" not in done.stderr
+    assert (b"famfs import: /" in done.stderr) is (status == 1)
+
+
+def test_a_closed_stream_is_not_taken_by_a_device(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from famfs_server.cli import program
+program._open_standard_streams()
+os.write(int(sys.argv[1]), " ".join(os.readlink(f"/proc/self/fd/{n}") for n in range(3)).encode())
+"""
+    out = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code, str(out)]
+    subprocess.run(command, pass_fds=[out], timeout=30, check=True)
+    os.close(out)
+    assert (tmp_path / "out").read_text() == "/dev/null /dev/null /dev/null"
 
 
 @pytest.mark.parametrize("arguments", [("-h",), ("bogus",), ("-h", "mount"), ("mkdir", "--help"), ("creat", "/etc/x")])

@@ -188,3 +188,26 @@ def test_mkfs_and_chkread(device: Device, tmp_path: Path, terminal: Terminal, at
     text = terminal.close()
     assert "writing an empty log" in text
     assert "comparing" in text
+
+
+def test_an_interrupt_ends_the_threads_at_their_next_piece() -> None:
+    begun, later = threading.Event(), threading.Event()
+
+    def endless(bar: progress.Bar) -> None:
+        while True:
+            begun.set()
+            bar.advance(1)
+
+    jobs = []
+
+    def interrupted() -> None:
+        with progress.progress("copying", 200) as bar, progress.workers(1, bar) as pool:
+            jobs.append(pool.submit(endless, bar))
+            pool.submit(later.set)
+            assert begun.wait(WAIT)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert isinstance(jobs[0].exception(), progress.StoppedError)
+    assert not later.is_set()
