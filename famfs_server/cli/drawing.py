@@ -51,7 +51,7 @@ def terminal(found: Map, width: int) -> Iterator[Text]:
     for kind in KINDS:
         if totals[kind] or kind is Kind.FREE:
             line = Text("  ").append(f" {kind.letter} ", _style(kind))
-            yield line.append(f" {human_size(totals[kind]):>8}  {kind.words}")
+            yield line.append(f" {human_size(totals[kind]):>8}  {found.words(kind)}")
 
 
 def _style(kind: Kind) -> str:
@@ -82,7 +82,7 @@ def svg(found: Map) -> str:
     x = _MARGIN
     for kind in KINDS:
         if totals[kind] or kind is Kind.FREE:
-            words = f"{kind.words}: {human_size(totals[kind])}"
+            words = f"{found.words(kind)}: {human_size(totals[kind])}"
             if x + 30 + 7 * len(words) > _MARGIN + _LABEL + _WIDTH:
                 x, y = _MARGIN, y + 22
             body.append(f"<rect x='{x}' y='{y}' width='14' height='14' rx='2' fill='{kind.colour}' stroke='#888'/>")

@@ -84,7 +84,8 @@ def only(whole: "Map", place: Place, fmap: "Fmap") -> "Map":
             kept.append(region)
         elif number is not None and region.kind is not Kind.PROBLEM:
             kept.append(replace(region, name=f"{word} {number}"))
-    return replace(whole, title=f"{place.name} on {whole.title}", regions=tuple(kept))
+    title = f"{place.name} on {whole.title}"
+    return replace(whole, title=title, regions=tuple(kept), rest="other files, or free")
 
 
 def describe(name: str, size: int, fmap: "Fmap") -> Iterator[str]:

@@ -50,11 +50,17 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """All that is known of the devices of a file system. Whatever no region covers is free."""
+    """All that is known of the devices of a file system, or of one file."""
 
     title: str
     sizes: tuple[int, ...]
     regions: tuple[Region, ...]
+    rest: str = Kind.FREE.words
+    """What there is where no region is."""
+
+    def words(self, kind: Kind) -> str:
+        """What the legend says of a kind."""
+        return self.rest if kind is Kind.FREE else kind.words
 
     def totals(self) -> dict[Kind, int]:
         """Bytes of each kind on all devices."""

@@ -98,7 +98,10 @@ class System:
         variables = [f"{name}={host.environment[name]}" for name in ("FAMFS_RUN_DIR", "FAMFS_SYSTEM_UUID_FILE")]
         (dropin / "host.conf").write_text(f"[Service]\nEnvironment={' '.join(variables)}\n")
         instance = succeed("systemd-escape", "-p", device).strip()
-        (site.directory / f"{instance}.conf").write_text(f"MOUNT_POINT={place}\nOPTIONS=fmap=never\n")
+        escaped = "\\" in instance
+        self.configuration = site.directory / f"{os.fspath(device).lstrip('/') if escaped else instance}.conf"
+        self.configuration.parent.mkdir(parents=True, exist_ok=True)
+        self.configuration.write_text(f"MOUNT_POINT={place}\nOPTIONS=fmap=never\n")
         self.unit = f"famfs@{instance}.service"
         # The root of what systemd sees of control groups: those of the machine are not its own.
         self._cgroup = cgroups() / f"famfs-test-{os.getpid()}-{time.monotonic_ns()}"
@@ -155,10 +158,9 @@ class System:
 
 
 @pytest.fixture
-def system(site: Site) -> Iterator[System]:
-    # A name that systemd need not escape, like those of devices.
+def system(site: Site, name: str) -> Iterator[System]:
     with tempfile.TemporaryDirectory(prefix="famfs", dir="/dev/shm") as folder:
-        device = format_device(Path(folder) / "device")
+        device = format_device(Path(folder) / name)
         populate(device, files=[File("hello", b"hello, world\n")])
         system = System(site, device, site.place("mnt"))
         yield system
@@ -166,6 +168,8 @@ def system(site: Site) -> Iterator[System]:
         site.clear_run_directories()
 
 
+# A name that systemd need not escape, like those of devices; below, one that it must.
+@pytest.mark.parametrize("name", ["device"])
 def test_killed_restarted_upgraded_stopped(site: Site, system: System) -> None:
     system.systemctl("start")
     assert system.mounted
@@ -205,10 +209,11 @@ def test_killed_restarted_upgraded_stopped(site: Site, system: System) -> None:
     assert not system.mounted
 
 
+@pytest.mark.parametrize("name", ["a-file for.dax"])
 def test_service_that_is_given_up(site: Site, system: System) -> None:
     system.systemctl("start")
     # Every start from now on fails.
-    (configuration,) = site.directory.glob("*.conf")
+    configuration = system.configuration
     configuration.write_text(configuration.read_text().replace("fmap=never", "nonsense"))
     system.run("kill", f"-{int(signal.SIGKILL)}", system.show("MainPID"))
     assert wait_for(lambda: system.show("ActiveState") == "failed", 60), system.log

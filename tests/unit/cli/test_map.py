@@ -96,6 +96,7 @@ def test_one_file(device: Device) -> None:
     run("famfs", "creat", "--daxdev", device.path, "-s", "21m", "-B", "4", "-N", "3", "-C", "2m", "striped")
     out = run("famfs", "map", "--daxdev", device.path, "striped").out
     assert "striped: 21.00M in 11 chunks of 2.00M over 3 strips" in out
+    assert "other files, or free" in out
     assert "chunks 1 4 7 10" in out
     assert "bytes 0x0 to 0x1388: device 0 at 0xa00000" in run("famfs", "map", "--daxdev", device.path, "plain").out
     found = conform(run("famfs", "map", "--json", "--daxdev", device.path, "striped").out, "map")
