@@ -43,7 +43,7 @@ def test_units_are_valid(root: Path, unit: str) -> None:
 
 
 def test_example_of_a_mount_unit_is_valid(root: Path) -> None:
-    assert analyze(root, "verify", "--man=no", str(ROOT / "systemd/mnt-famfs.mount")) == "0"
+    assert analyze(root, "verify", "--man=no", str(ROOT / "famfs_server/systemd/mnt-famfs.mount")) == "0"
 
 
 def test_exposure(root: Path) -> None:
@@ -56,17 +56,36 @@ def test_exposure(root: Path) -> None:
 
 def test_again_and_away(tmp_path: Path) -> None:
     def tree() -> list[str]:
-        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir())
+        return sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
 
+    # An empty folder of others, and one that others put something into.
+    (tmp_path / "usr/local/bin").mkdir(parents=True)
     options = ["--root", str(tmp_path), "--venv", str(VENV)]
     install(*options)
+    (tmp_path / "etc/udev/rules.d/99-other.rules").touch()
     before = tree()
     assert {"sbin/mount.famfs", "sbin/umount.fuse.famfs", "usr/local/bin/famfs", f"{UNITS}/famfs@.service"} <= {*before}
     assert not any("@bindir@" in path.read_text() for path in tmp_path.rglob("*.service"))
+    # Of a former version.
+    manifest = tmp_path / "usr/local/lib/famfs/manifest"
+    former = tmp_path / "usr/local/bin/famfs-former"
+    former.touch()
+    manifest.write_text(f"{manifest.read_text()}{former}\n")
     install(*options)
     assert tree() == before
     install("--uninstall", "--root", str(tmp_path))
-    assert tree() == []
+    assert tree() == [
+        *("etc", "etc/udev", "etc/udev/rules.d", "etc/udev/rules.d/99-other.rules"),
+        *("usr", "usr/local", "usr/local/bin"),
+    ]
+
+
+def test_places_of_a_package(tmp_path: Path) -> None:
+    install("--destdir", str(tmp_path), "--prefix", "/usr", "--venv", str(VENV))
+    assert {path.name for path in tmp_path.iterdir()} == {"usr"}
+    for name in ("sbin/mount.famfs", "lib/udev/rules.d/90-famfs.rules", "lib/tmpfiles.d/famfs.conf"):
+        assert (tmp_path / "usr" / name).exists()
+    assert "ExecStart=/usr/bin/famfs-server" in (tmp_path / "usr/lib/systemd/system/famfs@.service").read_text()
 
 
 def test_commands_of_the_units_run(root: Path) -> None:
