@@ -23,6 +23,7 @@ SetMode = Callable[[str, str], Path]
 SOURCES = Path(__file__).parents[2] / "systemd"
 UNITS = Path("/run/systemd/system")
 CONFIGURATION = Path("/etc/famfs")
+LIMIT = 300
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -43,13 +44,15 @@ class Service:
             (UNITS / name).write_text((SOURCES / name).read_text().replace("@bindir@", str(BIN)))
         dropin = UNITS / "famfs@.service.d"
         dropin.mkdir()
-        (dropin / "host.conf").write_text(f"[Service]\nEnvironment=FAMFS_SYSTEM_UUID_FILE={host}\n")
+        # Programs start so slowly in an emulated guest that the unit's own limits are a matter of luck.
+        limits = f"TimeoutStartSec={LIMIT}\nTimeoutStopSec={LIMIT}\n"
+        (dropin / "host.conf").write_text(f"[Service]\nEnvironment=FAMFS_SYSTEM_UUID_FILE={host}\n{limits}")
         CONFIGURATION.mkdir(exist_ok=True)
         (CONFIGURATION / f"dev-{device.name}.conf").write_text(f"MOUNT_POINT={point}\nOPTIONS=loglevel=error\n")
         run("systemctl", "daemon-reload", host=host)
 
     def systemctl(self, verb: str) -> None:
-        run("systemctl", verb, self.name, host=self.host)
+        run("systemctl", verb, self.name, host=self.host, seconds=LIMIT)
 
     def show(self, name: str) -> str:
         """A property of the unit."""
