@@ -15,7 +15,7 @@ from struct import Struct
 from time import perf_counter_ns
 from typing import Final
 
-from famfs_server.fuse import abi, counters
+from famfs_server.fuse import abi, counters, wellformed
 from famfs_server.fuse.abi import Opcode, OpenFlag, SetattrValid
 from famfs_server.fuse.counters import OPCODES, SAMPLED
 from famfs_server.fuse.filesystem import DOTDOT, Attributes, FileSystem, errno_of, refusal
@@ -92,6 +92,7 @@ class RequestPlane:
         self._record = session.record
         self._buffer = self._view = session.record.buffer
         self._poison = session.record.poison
+        self._most = session.max_write
         self.counts = counters.counts(session.record.counters)
         """Requests of each opcode that have come: a list, since it is the cheapest thing to count in."""
         self._window: Window | None = None
@@ -171,7 +172,9 @@ class RequestPlane:
         elif opcode in _MAKING and size == length:
             handler = self._made_before(opcode, unique, nodeid, length) or handler
         if handler is None:
-            return False
+            if wellformed.fits(self._view[:length], opcode, self._most):
+                return False
+            handler = self._refuse_malformed
         try:
             if size != length or length - _BODY < _SHORTEST.get(opcode, 0):
                 raise refusal(errno.EINVAL)
@@ -505,6 +508,9 @@ class RequestPlane:
             raise refusal(errno.ERANGE)
         else:
             reply(self._fuse, abi.OUT_HEADER.pack(16 + len(value), 0, unique) + value)
+
+    def _refuse_malformed(self, unique: int, nodeid: int, length: int) -> None:
+        raise refusal(errno.EINVAL)
 
     def _always(self, number: int) -> Handler:
         def refuse(unique: int, nodeid: int, length: int) -> None:

@@ -398,6 +398,39 @@ def test_stopped_supervisor(site: Site, device: Path) -> None:
         assert status(mount)["takeovers"] == 1
 
 
+def test_stopped_supervisor_and_worker(site: Site, device: Path) -> None:
+    """While both are stopped calls wait; once the supervisor goes on it replaces the worker, which stays stopped."""
+    seconds = 30 if LONG else 1
+    with site.mounted(device) as mount:
+        supervisor, worker = mount.process("supervisor"), mount.process("worker")
+        os.kill(supervisor, signal.SIGSTOP)
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            waiting = subprocess.Popen(["dd", f"if={mount / 'near'}", "status=none"], stdout=subprocess.PIPE)
+            time.sleep(seconds)
+            assert waiting.poll() is None
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        assert waiting.communicate(timeout=40)[0] == HELLO
+        assert worker_in_place(mount) != worker
+        require_service(mount)
+        assert status(mount)["takeovers"] == 1
+
+
+@pytest.mark.skipif(not LONG, reason="takes half a minute; --long")
+def test_worker_that_is_stopped_while_nobody_asks_for_anything(site: Site, device: Path) -> None:
+    """It keeps nobody waiting, so it is left alone for as long as that lasts."""
+    with site.mounted(device, "poll=0") as mount:
+        require_service(mount)
+        worker = mount.process("worker")
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(30)
+        assert mount.process("worker") == worker
+        os.kill(worker, signal.SIGCONT)
+        require_service(mount)
+        assert mount.process("worker") == worker
+
+
 def test_run_time_folder_that_was_taken_away(site: Site, device: Path) -> None:
     """Somebody has cleaned up: files are served, and the next worker finds its folder missing and serves too."""
     with site.mounted(device) as mount:

@@ -2,6 +2,7 @@
 """How a mount begins and ends: refusals before anything is seen, unmounting, signals, and killed processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,10 @@ from harness import (
 pytestmark = pytest.mark.timeout(60)
 
 ADMIN = 1 << prctl.CAP_SYS_ADMIN
+SECUREBITS = (
+    "SECBIT_NOROOT|SECBIT_NOROOT_LOCKED|SECBIT_NO_SETUID_FIXUP|SECBIT_NO_SETUID_FIXUP_LOCKED|SECBIT_KEEP_CAPS_LOCKED"
+)
+"""As strace names them: root is nobody special, and no exec changes that."""
 PF_MEMALLOC_NOIO = 0x80000
 """In the kernel's flags of a process: what PR_SET_IO_FLUSHER sets."""
 
@@ -261,6 +266,17 @@ def test_privileges_while_serving(site: Site, device: Path) -> None:
     with site.mounted(device) as mount:
         succeed("cat", mount / "hello")
         require_minimum(mount)
+        # The files of a process that cannot be dumped are closed to root itself, unless it may trace anybody.
+        without = ["setpriv", "--bounding-set=-sys_ptrace"]
+        stranger = subprocess.Popen([*without, "sleep", "60"])
+        try:
+            look = [*without, "readlink"]
+            assert wait_for(lambda: run(*look, f"/proc/{stranger.pid}/cwd").returncode == 0)
+            for name in ("supervisor", "worker", "notifier", "reaper"):
+                assert run(*look, f"/proc/{mount.process(name)}/cwd").returncode != 0, name
+        finally:
+            stranger.kill()
+            stranger.wait()
         # Spared when memory is short, where it may be.
         (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
         may = int(line.split()[1], 16) >> prctl.CAP_SYS_RESOURCE & 1
@@ -269,6 +285,40 @@ def test_privileges_while_serving(site: Site, device: Path) -> None:
             flags = int((folder / "stat").read_text().rpartition(")")[2].split()[6])
             assert bool(flags & PF_MEMALLOC_NOIO) == bool(may)
             assert int((folder / "oom_score_adj").read_text()) == (-900 if may else 0)
+
+
+def test_securebits(site: Site, device: Path) -> None:
+    """Nothing in /proc tells a process's securebits, so the calls that set them are watched. A process that is not
+    named has those of the one that it was forked from."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    place, calls = site.place("mnt"), site.place("calls")
+    host = site.host()
+    words = ["strace", "-ff", "-qq", "-e", "trace=prctl", "-o", f"{calls}/of", *host.mount_command(device, place)]
+
+    def securebits() -> list[str]:
+        """The calls, each with the last name that its process had before."""
+        found = []
+        for path in calls.iterdir():
+            name = ""
+            for call in path.read_text().splitlines():
+                if "PR_SET_NAME" in call:
+                    name = call.split('"')[1]
+                elif "PR_SET_SECUREBITS" in call:
+                    found.append(f"{name}: {call}")
+        return sorted(found)
+
+    with subprocess.Popen(words, env=host.environment, stdin=subprocess.DEVNULL) as tracer:
+        try:
+            assert wait_for(lambda: bool(site.mounts()), 40)
+            # The supervisor sets its own last.
+            assert wait_for(lambda: len(securebits()) == 3, 20), securebits()
+        finally:
+            succeed("umount", place)
+        assert tracer.wait(20) == 0
+    call = f"prctl(PR_SET_SECUREBITS, {SECUREBITS}) = 0"
+    names = ("famfs-reaper", "famfs-superviso", "famfs-worker")
+    assert [" ".join(line.split()) for line in securebits()] == [f"{name}: {call}" for name in names]
 
 
 def test_privileges_of_successors(site: Site, device: Path) -> None:
