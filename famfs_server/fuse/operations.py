@@ -136,6 +136,8 @@ class FamfsOperations(pyfuse3.Operations):
 
     @_answered
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        # A handle is a number of the request: it need not be one that has ever been given.
+        self._fs.opendir(fh)
         for cookie, node, name in self._fs.entries(fh, start_id):
             if not pyfuse3.readdir_reply(token, FileNameT(name), self._entry(node), cookie):
                 return
@@ -174,6 +176,7 @@ class FamfsOperations(pyfuse3.Operations):
         """Refused once and never asked again (findings 1.2)."""
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
+    @_answered
     async def release(self, fh: FileHandleT) -> None:
         self._fs.release(fh)
 

@@ -14,10 +14,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 from tests.fuzz.control import Control
 from tests.fuzz.images import Images
 from tests.fuzz.init import Init
+from tests.fuzz.relayed import Relayed
 from tests.fuzz.runner import Fuzzer, case_rng, run
 from tests.fuzz.wire import Wire
 
-FUZZERS: dict[str, Callable[[], Fuzzer]] = {"images": Images, "wire": Wire, "init": Init, "control": Control}
+FUZZERS: dict[str, Callable[[], Fuzzer]] = {
+    "images": Images,
+    "wire": Wire,
+    "relayed": Relayed,
+    "init": Init,
+    "control": Control,
+}
 
 
 def main() -> int:

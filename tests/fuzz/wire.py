@@ -43,7 +43,7 @@ _LATE_SECONDS = 10
 GET_FMAP, GET_DAXDEV = 54, 55
 _PAGE = 4096
 
-_SILENT = (Opcode.FORGET, Opcode.BATCH_FORGET)
+SILENT = (Opcode.FORGET, Opcode.BATCH_FORGET)
 _NOT_IN_MIDDLE = (Opcode.INIT, Opcode.DESTROY)
 """Only the beginning and the end of a connection have these, and libfuse alone sees them."""
 
@@ -161,58 +161,23 @@ class Wire:
         os.unlink(self._image)
 
 
-class Connection:
-    """A request plane, and the kernel's end of its /dev/fuse."""
+class Requests:
+    """Requests that one connection may be sent, and what a kernel makes of the answers."""
 
-    def __init__(self, memory: Memory, path: str, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._memory = memory
-        self._path = path
         self.counts: Counter[str] = Counter()
-        self._host = HOST if rng.random() < 0.85 else None
-        self._fast = rng.random() < 0.8
-        self._candidates = rng.choice(((), (), (dialects.PULL,), (dialects.PUSH, dialects.PUSH_INTERLEAVE)))
-        self._master = Volume(memory, HOST, path)
-        self._master.mkdir(b"dir", 0o2755, 0, 7)
-        self._master.create(NewFile(b"file", 100_000, 0o644, 1, 2))
-        self._master.create(NewFile(b"dir/striped", 5 << 20, 0o600, 3, 4, Interleave(2, 2, 2 << 20)))
-        self._kernel, plane_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (self._kernel, plane_end):
-            end.setsockopt(socket.SOL_SOCKET, 32 if os.geteuid() == 0 else socket.SO_SNDBUF, 16 << 20)
-        self._plane_end = plane_end
-        self._session = Session.create(plane_end.fileno())
-        self._unique = 2
         self._nodes = [1, 2, 3, 4, 5, 16, 17, 18]
         self._made: dict[int, int] = {}
-        self._notified: list[bytes] = []
         self._last: tuple[int, int, bytes, int] | None = None
-        self._serve()
 
-    def _serve(self) -> None:
-        """A worker begins, the first one or a successor."""
-        self.volume = Volume(self._memory, self._host, self._path, state=self._session.namespace)
-        self._fs = FileSystem(self.volume, Settings(shadow=b"/run/famfs/x"))
-        self._fs.notify = self._notified.append
-        maps = FmapReplies(self._fs, self._candidates, (self._path,)) if self._candidates else None
-        self._plane = RequestPlane(self._fs, self._session, fast=self._fast, maps=maps)
-        self._no_open = maps is not None
+    def opcode(self) -> int:
+        """What to ask for next."""
+        return self._rng.choice(_COMMON if self._rng.random() < 0.9 else _ANY)
 
-    # -- requests -------------------------------------------------------------------------------
-
-    def talk(self, count: int) -> None:
-        """So many requests."""
-        rng = self._rng
-        for _ in range(count):
-            roll = rng.random()
-            if roll < 0.002:
-                self._session.drain()
-                self._serve()
-                self.counts["takeovers"] += 1
-                self._send_again()
-            elif roll < 0.01 and self._host is None:
-                self._another_host_writes()
-            opcode = rng.choice(_COMMON if rng.random() < 0.9 else _ANY)
-            self._request(opcode, self._nodeid(), self._body(opcode))
+    def claimed(self, length: int) -> int:
+        """The length that a request of `length` bytes says it has."""
+        return length if self._rng.random() < 0.99 else self._rng.choice(_NUMBERS) & 0xFFFFFFFF
 
     def _nodeid(self) -> int:
         rng = self._rng
@@ -222,43 +187,6 @@ class Connection:
         if roll < 0.9:
             return FIRST_PROVISIONAL + rng.randrange(40)
         return rng.choice((0, 6, 15, 19, 40, *_NUMBERS, (1 << 64) - 1, FIRST_PROVISIONAL * 3))
-
-    def _request(self, opcode: int, nodeid: int, body: bytes, unique: int = 0) -> bytes | None:
-        """Send one request, and judge what comes back: the payload, None for an error or for no answer."""
-        rng = self._rng
-        if not unique:
-            self._unique += 2
-            unique = self._unique
-        length = abi.IN_HEADER.size + len(body)
-        claimed = length if rng.random() < 0.99 else rng.choice(_NUMBERS) & 0xFFFFFFFF
-        buffer = self._session.record.buffer
-        buffer[:40] = abi.IN_HEADER.pack(claimed, opcode, unique, nodeid, rng.choice((0, 1000)), 0, 4711, 0)
-        buffer[40:length] = body
-        self.counts["messages"] += 1
-        if not self._plane.answer(length):
-            # libfuse has no part in this.
-            assert opcode in iter(Opcode)
-            assert opcode not in ALWAYS
-            assert not (self._fast and opcode in FAST), opcode
-            self._plane.passed_on()
-            self.counts["for libfuse"] += 1
-            return None
-        if opcode in _SILENT:
-            self._require_silence()
-            if claimed == length:
-                self._forgotten(opcode, nodeid, body)
-            return None
-        return self._judge(opcode, nodeid, body, unique, self._answer())
-
-    def _answer(self) -> bytes:
-        """The one answer to a request, which may come from a thread."""
-        assert select.select([self._kernel], [], [], _LATE_SECONDS)[0], "no answer"
-        data = self._kernel.recv(16 << 20)
-        self._require_silence()
-        return data
-
-    def _require_silence(self) -> None:
-        assert not select.select([self._kernel], [], [], 0)[0], "an answer that nobody waits for"
 
     def _judge(self, opcode: int, nodeid: int, body: bytes, unique: int, data: bytes) -> bytes | None:
         length, error, answered = abi.OUT_HEADER.unpack_from(data)
@@ -325,22 +253,6 @@ class Connection:
         for node, count in rows:
             if node in self._made:
                 self._made[node] = max(self._made[node] - count, 0)
-
-    def _send_again(self) -> None:
-        """After a takeover the kernel may repeat what was answered last: it is not done twice."""
-        if self._last is None:
-            return
-        opcode, nodeid, body, unique = self._last
-        self._last = None
-        if self._fast:
-            payload = self._request(opcode, nodeid, body, unique | abi.UNIQUE_RESEND)
-            assert payload is None or int.from_bytes(payload[:8], "little") == self._last_node
-            self._last = None
-
-    def _another_host_writes(self) -> None:
-        rng = self._rng
-        with contextlib.suppress(FamfsError):
-            self._master.mkdir(b"other%d" % rng.randrange(1000), 0o755, 0, 0)
 
     # -- bodies ---------------------------------------------------------------------------------
 
@@ -419,6 +331,109 @@ class Connection:
         else:
             name = b"x" * rng.choice((70, 79, 80, 255, 256, 1024, 4000))
         return name + b"\0"
+
+
+class Connection(Requests):
+    """A request plane, and the kernel's end of its /dev/fuse."""
+
+    def __init__(self, memory: Memory, path: str, rng: random.Random) -> None:
+        super().__init__(rng)
+        self._memory = memory
+        self._path = path
+        self._host = HOST if rng.random() < 0.85 else None
+        self._fast = rng.random() < 0.8
+        self._candidates = rng.choice(((), (), (dialects.PULL,), (dialects.PUSH, dialects.PUSH_INTERLEAVE)))
+        self._master = Volume(memory, HOST, path)
+        self._master.mkdir(b"dir", 0o2755, 0, 7)
+        self._master.create(NewFile(b"file", 100_000, 0o644, 1, 2))
+        self._master.create(NewFile(b"dir/striped", 5 << 20, 0o600, 3, 4, Interleave(2, 2, 2 << 20)))
+        self._kernel, plane_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self._kernel, plane_end):
+            end.setsockopt(socket.SOL_SOCKET, 32 if os.geteuid() == 0 else socket.SO_SNDBUF, 16 << 20)
+        self._plane_end = plane_end
+        self._session = Session.create(plane_end.fileno())
+        self._unique = 2
+        self._notified: list[bytes] = []
+        self._serve()
+
+    def _serve(self) -> None:
+        """A worker begins, the first one or a successor."""
+        self.volume = Volume(self._memory, self._host, self._path, state=self._session.namespace)
+        self._fs = FileSystem(self.volume, Settings(shadow=b"/run/famfs/x"))
+        self._fs.notify = self._notified.append
+        maps = FmapReplies(self._fs, self._candidates, (self._path,)) if self._candidates else None
+        self._plane = RequestPlane(self._fs, self._session, fast=self._fast, maps=maps)
+        self._no_open = maps is not None
+
+    # -- requests -------------------------------------------------------------------------------
+
+    def talk(self, count: int) -> None:
+        """So many requests."""
+        rng = self._rng
+        for _ in range(count):
+            roll = rng.random()
+            if roll < 0.002:
+                self._session.drain()
+                self._serve()
+                self.counts["takeovers"] += 1
+                self._send_again()
+            elif roll < 0.01 and self._host is None:
+                self._another_host_writes()
+            opcode = self.opcode()
+            self._request(opcode, self._nodeid(), self._body(opcode))
+
+    def _request(self, opcode: int, nodeid: int, body: bytes, unique: int = 0) -> bytes | None:
+        """Send one request, and judge what comes back: the payload, None for an error or for no answer."""
+        rng = self._rng
+        if not unique:
+            self._unique += 2
+            unique = self._unique
+        length = abi.IN_HEADER.size + len(body)
+        claimed = self.claimed(length)
+        buffer = self._session.record.buffer
+        buffer[:40] = abi.IN_HEADER.pack(claimed, opcode, unique, nodeid, rng.choice((0, 1000)), 0, 4711, 0)
+        buffer[40:length] = body
+        self.counts["messages"] += 1
+        if not self._plane.answer(length):
+            # libfuse has no part in this.
+            assert opcode in iter(Opcode)
+            assert opcode not in ALWAYS
+            assert not (self._fast and opcode in FAST), opcode
+            self._plane.passed_on()
+            self.counts["for libfuse"] += 1
+            return None
+        if opcode in SILENT:
+            self._require_silence()
+            if claimed == length:
+                self._forgotten(opcode, nodeid, body)
+            return None
+        return self._judge(opcode, nodeid, body, unique, self._answer())
+
+    def _answer(self) -> bytes:
+        """The one answer to a request, which may come from a thread."""
+        assert select.select([self._kernel], [], [], _LATE_SECONDS)[0], "no answer"
+        data = self._kernel.recv(16 << 20)
+        self._require_silence()
+        return data
+
+    def _require_silence(self) -> None:
+        assert not select.select([self._kernel], [], [], 0)[0], "an answer that nobody waits for"
+
+    def _send_again(self) -> None:
+        """After a takeover the kernel may repeat what was answered last: it is not done twice."""
+        if self._last is None:
+            return
+        opcode, nodeid, body, unique = self._last
+        self._last = None
+        if self._fast:
+            payload = self._request(opcode, nodeid, body, unique | abi.UNIQUE_RESEND)
+            assert payload is None or int.from_bytes(payload[:8], "little") == self._last_node
+            self._last = None
+
+    def _another_host_writes(self) -> None:
+        rng = self._rng
+        with contextlib.suppress(FamfsError):
+            self._master.mkdir(b"other%d" % rng.randrange(1000), 0o755, 0, 0)
 
     # -- the end --------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import pytest
 from famfs_server.omf import append, layout, log
 from famfs_server.omf.log import Fmap
 from tests.twin import trees
-from tests.twin.kernel import Device, FakeKernel, Op
+from tests.twin.kernel import IO_IN, Device, FakeKernel, Op
 from tests.twin.maps import PMD, Dialect
 from tests.twin.server import Refused, Twin, mounted
 from tests.twin.trees import Tree
@@ -166,6 +166,19 @@ def test_destroy(tree: Tree) -> None:
     assert kernel.call(38, 0, b"", exact=0) == b""
     assert twin.end() == 0
     assert "Traceback" not in twin.log()
+
+
+def test_handles_that_nobody_has_given(tree: Tree) -> None:
+    """Found by fuzzing: by way of pyfuse3 a listing goes by its handle, which is a number of the request."""
+    words = ("fmap=never", "fastpath=off")
+    with mounted(tree.image, None, words=words, host=tree.host) as kernel:
+        file = kernel.resolve(b"sd/odd").nodeid
+        for handle in (0, 40, 1 << 20, file, 1 << 62, (1 << 64) - 1):
+            with refused(errno.ESTALE, errno.ENOTDIR, errno.ENOENT):
+                kernel.call(Op.READDIRPLUS, 1, IO_IN.pack(handle, 0, 4096, 0, 0, 0, 0), most=4096)
+        assert kernel.call(Op.RELEASE, file, Struct("<QIIQ").pack(1 << 62, 0, 0, 0)) == b""
+        assert sorted(name for name, _ in kernel.listing(kernel.root()))[:2] == [b".", b".."]
+    assert "nobody foresaw" not in tree.image.with_suffix(".log").read_text()
 
 
 def test_forget_of_anything(kernel: FakeKernel) -> None:
