@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import Site
-from tests.soak.soak import soak
+from tests.soak.soak import LEAST, soak
 
 SECONDS = 120 if os.environ.get("FAMFS_TEST_LONG") else 15
 
@@ -19,5 +19,5 @@ def test_three_hosts_whose_processes_are_killed(memory_folder: Path, site: Site)
     summary = soak(site.directory / "soak", memory_folder / "device", SECONDS, seed)
     print(f"seed {seed}: {dict(summary.blows)}, {sum(summary.calls.values())} calls, {summary.files} files")
     assert not summary.problems, "\n".join(summary.problems)
-    assert sum(summary.blows.values()) > 2
+    assert sum(summary.blows.values()) >= LEAST
     assert summary.calls["pread"] > 100

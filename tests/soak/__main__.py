@@ -44,7 +44,7 @@ def show(summary: Summary) -> None:
     for title in ("host", "program", "rounds", "calls", "outages met", "MB compared", "longest call"):
         table.add_column(title, justify="left" if title in ("host", "program") else "right")
     for report in summary.reports:
-        seconds, name = report["longest"]
+        seconds, name, _ = report["longest"]
         table.add_row(
             "master" if report["host"] == "0" else f"client {report['host']}",
             report["role"],

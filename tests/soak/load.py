@@ -13,12 +13,18 @@ import hashlib
 import json
 import os
 import random
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 WAIT = 0.05
+FAMFS = os.path.join(os.path.dirname(sys.executable), "famfs")
+PATIENCE = 60.0
+"""Seconds that a copy may take."""
 SCRATCH = 1 << 20
 """Bytes of the file that each host writes to all the time."""
 
@@ -38,7 +44,7 @@ class Load:
         self.differences: list[str] = []
         self.failures: list[str] = []
         self.made: dict[str, Any] = {}
-        self.longest: tuple[float, str] = (0.0, "")
+        self.longest: tuple[float, str, float] = (0.0, "", 0.0)
         self.read = self.outages = self.rounds = 0
         self.scratch = bytearray(SCRATCH)
         self.unknown = (0, 0)
@@ -59,7 +65,7 @@ class Load:
         finally:
             took = time.monotonic() - start
             if took > self.longest[0] and self.state() == self.begun:
-                self.longest = (took, name)
+                self.longest = (took, name, start)
             self.calls[name] = self.calls.get(name, 0) + 1
 
     def run(self) -> None:
@@ -100,7 +106,7 @@ class Load:
         if found == wanted:
             return
         # What is not written yet is zero, and the reader may be behind the writer or before it.
-        may_be_short = growing or name.startswith("t-")
+        may_be_short = (growing and not name.startswith("c-")) or name.startswith("t-")
         both = zip(found, wanted, strict=False)
         if may_be_short and len(found) <= len(wanted) and all(a in (0, b) for a, b in both):
             return
@@ -135,6 +141,48 @@ class Load:
         self.made[f"{os.path.basename(folder)}/{name}"] = [sync, time.monotonic()]
         if self.call(os.stat, f"{folder}/{name}").st_size != len(data):
             self.differ(f"the size of {name}")
+
+    def copy(self) -> None:
+        """Files by `famfs cp`, which is killed at times and then done again. Nobody sees one before it is whole."""
+        rng = self.rng
+        folder = f"{self.root}/made{self.index}.{self.rounds // 5}"
+        if not os.path.isdir(folder):
+            self.call(os.mkdir, folder)
+        source = tempfile.mkdtemp(prefix=f"copied{self.index}-", dir=os.path.dirname(self.state_path))
+        sizes = rng.choices((1, 4096, 5000, 70_000, 3_000_000), (5, 5, 5, 5, 1), k=rng.choice((1, 20, 100)))
+        names = [f"c-{self.index}-{self.rounds}.{number}-{size}" for number, size in enumerate(sizes)]
+        try:
+            for name in names:
+                with open(f"{source}/{name}", "wb") as file:
+                    file.write(content(name))
+            command = [FAMFS, "cp", *(f"{source}/{name}" for name in names), folder]
+            killed_after = rng.uniform(0.2, 2) if rng.random() < 0.5 else None
+            if not self.done(command, killed_after):
+                self.done(command, None)
+            now = time.monotonic()
+            for name in names:
+                self.made[f"{os.path.basename(folder)}/{name}"] = [True, now]
+            for name in rng.sample(names, min(10, len(names))):
+                self.check(f"{folder}/{name}", growing=False)
+        finally:
+            shutil.rmtree(source)
+
+    def done(self, command: list[str], killed_after: float | None) -> bool:
+        """Run a program to its end, or kill it after so many seconds; whether it has ended by itself. OSError if it
+        says that it has failed."""
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                _, said = process.communicate(timeout=killed_after or PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                if killed_after is None:
+                    self.differ(f"{command[:2]} does not end")
+                self.calls["cp, killed"] = self.calls.get("cp, killed", 0) + 1
+                return False
+        self.calls["cp"] = self.calls.get("cp", 0) + 1
+        if process.returncode:
+            raise OSError(errno.EIO, said.strip())
+        return True
 
     def look(self) -> None:
         """Files of anybody, as they are found in listings; names that are nobody's."""

@@ -37,13 +37,15 @@ from harness import (
 )
 
 HERE = Path(__file__).parent
-ROLES = {"0": ("make", "make", "look", "write"), "1": ("look", "write", "refuse"), "2": ("look", "write")}
+ROLES = {"0": ("make", "make", "look", "write", "copy"), "1": ("look", "write", "refuse"), "2": ("look", "write")}
 """What runs on each host; host 0 is the master."""
 UUIDS = {"0": MASTER_UUID, "1": CLIENT_UUID, "2": THIRD_UUID}
 PAUSE = (0.1, 0.8)
 """Seconds between two blows."""
 LONG = 10.0
 """Seconds that no call may take: a worker that was stopped is replaced after five."""
+LEAST = 6
+"""Blows without which nothing is proven, however slow the machine is."""
 LOST = 2.0
 """A file whose close came so many seconds before an outage may be lost unless it was synchronised."""
 BLOWS = {"kill worker": 70, "kill supervisor": 7, "unmount": 7, "stop worker": 2, "upgrade": 4, "kill notifier": 10}
@@ -75,6 +77,8 @@ class Host:
         self._state = site.directory / f"state{number}"
         self._epoch = self._looks = 0
         self.outages: list[float] = []
+        self.blows: list[tuple[str, float]] = []
+        """What was done to it, and when."""
         self._holder = subprocess.Popen(["unshare", "-m", "--propagation", "slave", "sleep", "infinity"])
         self._loads: list[tuple[subprocess.Popen[bytes], Path]] = []
         assert wait_for(lambda: Path(f"/proc/{self._holder.pid}/comm").read_text() == "sleep\n")
@@ -125,6 +129,7 @@ class Host:
         victim = self.processes(blow.rpartition(" ")[2]) if " " in blow else [0]
         if len(victim) != 1:
             return False
+        self.blows.append((blow, time.monotonic()))
         if blow in ("kill worker", "kill notifier"):
             os.kill(victim[0], signal.SIGKILL)
         elif blow == "stop worker":
@@ -236,10 +241,10 @@ def hosts_of(site: Site, image: Path, seed: int, rng: random.Random) -> Iterator
 
 
 def strike(hosts: list[Host], summary: Summary, rng: random.Random, seconds: float) -> None:
-    """Hit one host after the other until the time is up."""
+    """Hit one host after the other until the time is up, and `LEAST` times in any case."""
     deadline = time.monotonic() + seconds
     stuck: Counter[int] = Counter()
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or sum(summary.blows.values()) < LEAST:
         time.sleep(rng.uniform(*PAUSE))
         host = rng.choice(hosts)
         (blow,) = rng.choices(list(BLOWS), list(BLOWS.values()))
@@ -261,8 +266,10 @@ def finish(hosts: list[Host], summary: Summary) -> None:
             summary.calls.update(report["calls"])
             summary.compared += report["read"]
             summary.problems += [f"host {host.number}: {line}" for line in report["differences"] + report["failures"]]
-            if report["longest"][0] > LONG:
-                summary.problems.append(f"host {host.number}: a call of {report['longest']} s")
+            took, name, start = report["longest"]
+            if took > LONG:
+                near = [f"{blow} at {at - start:.1f} s" for blow, at in host.blows if start - LONG < at < start + took]
+                summary.problems.append(f"host {host.number}: {name} took {took:.1f} s; {', '.join(near) or 'no blow'}")
     shown = []
     for host in hosts:
         done = host.inside(sys.executable, "-I", "-S", HERE / "verify.py", host.place, timeout=600)

@@ -28,7 +28,7 @@ def main() -> None:
             size += len(found)
             relative = os.path.relpath(path, root)
             digests[relative] = hashlib.sha256(found).hexdigest()
-            if name.startswith(("w-", "t-")):
+            if name.startswith(("w-", "t-", "c-")):
                 names.append(relative)
                 wanted = content(name)
                 # A file that had its size first may have been broken off by an outage.
