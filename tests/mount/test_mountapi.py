@@ -26,12 +26,12 @@ from famfs_server.fuse.mountapi import DEFAULT_ATTRIBUTES, DetachedMount, MountA
 SOURCE = "/dev/dax7.7"
 
 needs_fuse = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse")
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 LIBFUSE = (Path(__file__).parents[1] / "data" / "libfuse-3.14-init-reply.bin").read_bytes()
 
 
-def receive(fd: int, seconds: float = 5) -> bytes:
+def receive(fd: int, seconds: float = 20) -> bytes:
     """The next request; TimeoutError instead of waiting for ever, OSError when the mount is gone."""
     if not select.select([fd], [], [], seconds)[0]:
         raise TimeoutError("no request arrives")
@@ -46,7 +46,7 @@ def answer_init(fd: int, data: bytes) -> None:
 
 def ended(fd: int) -> bool:
     """Whether the connection is gone: a read says ENODEV."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
             receive(fd, 0.1)
@@ -59,7 +59,7 @@ def ended(fd: int) -> bool:
 
 def serve_while_runs(fd: int, client: "subprocess.Popen[str]") -> None:
     """Answer GETATTR of the root and nothing else until `client` ends."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while client.poll() is None:
         if time.monotonic() > deadline:
             client.kill()
