@@ -23,12 +23,11 @@ from famfs_server.cli.attributes import (
     striping_options,
     thread_option,
 )
-from famfs_server.cli.mkdir import make_directory
 from famfs_server.cli.progress import progress, workers
 from famfs_server.cli.source import PIECE, Source, SourceError, gathered
-from famfs_server.cli.target import Advance, Place, Targets, Unmounted, daxdev_option, unseen
+from famfs_server.cli.target import Advance, Place, Status, Targets, Unmounted, daxdev_option, unseen
 from famfs_server.cli.values import umask
-from famfs_server.daemon.control_client import ControlError, FileRequest, Striping
+from famfs_server.daemon.control_client import ControlError, DirectoryRequest, FileRequest, Striping
 from famfs_server.errors import (
     ExistsError,
     FamfsError,
@@ -41,7 +40,7 @@ from famfs_server.errors import (
 )
 
 _BATCH = 1000
-"""Files that are made together, at most."""
+"""Files or directories that are made together, at most."""
 _BATCH_BYTES = 64 << 20
 """Bytes from which on files are not made together with others any more."""
 _MOST_LINES = 20
@@ -171,6 +170,8 @@ class Copy:
         self._destination = destination
         self._into = destination.status()
         self._jobs: list[Job] = []
+        self._directories: list[DirectoryRequest] = []
+        """New ones, each behind its parent."""
         self._tell: Advance = unseen
         self.skipped = 0
 
@@ -185,7 +186,7 @@ class Copy:
                 place = self._destination
             self._add_file(source, found, place)
         elif self._settings.recursive:
-            self._add_tree(source, found.st_mode, self._destination)
+            self._add_tree(source, found.st_mode, self._destination, self._into)
         else:
             self._skip(source, "is a directory, and --recursive was not given")
 
@@ -193,6 +194,8 @@ class Copy:
         """Copy what has been collected. Raises the error of the first file that failed, after all others have run."""
         title = "comparing" if self._settings.compare else "copying"
         failures: dict[str, FamfsError | OSError] = {}
+        for start in range(0, len(self._directories), _BATCH):
+            self._destination.target.make_directories(self._directories[start : start + _BATCH])
         looks = 1 + self._settings.verify
         with (
             progress(title, looks * sum(job.source.size for job in self._jobs)) as bar,
@@ -218,21 +221,22 @@ class Copy:
         program.warn(f"{source}: {why}; skipped")
         self.skipped += 1
 
-    def _add_tree(self, source: str, mode: int, place: Place) -> None:
-        """A directory: itself first, then what is in it."""
-        found = place.status()
+    def _add_tree(self, source: str, mode: int, place: Place, found: Status | None) -> None:
+        """A directory, of which `found` is there already: itself first, then what is in it."""
         if found is not None and not found.is_directory:
             raise NotADirectoryPathError(f"{place.name}: is not a directory")
         if found is None:
             if self._settings.compare:
                 raise NoSuchPathError(f"{place.name}: no such directory")
-            make_directory(place, stat.S_IMODE(mode) & 0o777, self._settings.owner, parents=False)
+            owner = self._settings.owner
+            self._directories.append(DirectoryRequest(place.path, stat.S_IMODE(mode) & 0o777, owner.uid, owner.gid))
         for entry in _entries(source):
             inside = place.below(os.fsencode(entry.name))
             if entry.is_symlink():
                 self._skip(entry.path, "is a symbolic link")
             elif entry.is_dir():
-                self._add_tree(entry.path, entry.stat().st_mode, inside)
+                # What lies in a new directory is new.
+                self._add_tree(entry.path, entry.stat().st_mode, inside, inside.status() if found else None)
             else:
                 self._add_file(entry.path, entry.stat(), inside)
 

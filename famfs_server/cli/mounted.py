@@ -12,7 +12,7 @@ from uuid import UUID
 
 from famfs_server.cli.progress import reading_log
 from famfs_server.cli.target import Advance, Status, Target, this_host, unseen
-from famfs_server.daemon.control_client import ControlClient, FileRequest
+from famfs_server.daemon.control_client import ControlClient, DirectoryRequest, FileRequest
 from famfs_server.errors import DeviceFaultError, FamfsError, MediaError
 from famfs_server.fuse.mountapi import MountRecord
 
@@ -58,6 +58,9 @@ class MountedTarget(Target):
 
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> None:
         self._control.mkdir(path, mode, uid, gid)
+
+    def make_directories(self, directories: Sequence[DirectoryRequest]) -> None:
+        self._control.make_directories(directories)
 
     def open(self, path: bytes, *, writable: bool = False) -> "MountedFile":
         return MountedFile(self._path(path), writable=writable, mapped=self.mapped)

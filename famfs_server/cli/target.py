@@ -17,7 +17,7 @@ from uuid import UUID
 
 import click
 
-from famfs_server.daemon.control_client import FileRequest
+from famfs_server.daemon.control_client import DirectoryRequest, FileRequest
 from famfs_server.errors import NoSuchPathError, PathError, UsageError
 from famfs_server.fuse import mountapi
 
@@ -87,6 +87,10 @@ class Target(ABC):
     @abstractmethod
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> None:
         """Make a directory."""
+
+    @abstractmethod
+    def make_directories(self, directories: Sequence[DirectoryRequest]) -> None:
+        """Make directories in this order, but for those that exist already."""
 
     @abstractmethod
     def open(self, path: bytes, *, writable: bool = False) -> OpenFile:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from famfs_server.cli.progress import reading_log
 from famfs_server.cli.target import Advance, Status, Target, Unmounted, this_host, unseen
-from famfs_server.daemon.control_client import FileRequest, run_root
+from famfs_server.daemon.control_client import DirectoryRequest, FileRequest, run_root
 from famfs_server.daemon.devices import CACHE_NAME
 from famfs_server.dax import hostid
 from famfs_server.dax.device import DaxDevice, Lock
@@ -110,6 +110,12 @@ class DeviceTarget(Target):
 
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> None:
         self._volume.mkdir(path, mode, uid, gid)
+
+    def make_directories(self, directories: Sequence[DirectoryRequest]) -> None:
+        for new in directories:
+            found = self.status(new.path)
+            if found is None or not found.is_directory:
+                self._volume.mkdir(new.path, new.mode, new.uid, new.gid)
 
     def open(self, path: bytes, *, writable: bool = False) -> "DeviceFile":
         nodeid = self._nodeid(path)

@@ -25,8 +25,7 @@ from famfs_server.daemon import local_socket, upload
 from famfs_server.daemon.control_client import SOCKET_NAME
 from famfs_server.daemon.control_requests import (
     HttpError,
-    id_of,
-    mode_of,
+    new_directory,
     new_file,
     no_more,
     parse_object,
@@ -303,11 +302,22 @@ class ControlServer:
         return _json({"nodeids": self._volume.create_many([new_file(row) for row in rows]) if rows else []})
 
     def mkdir(self, body: bytes) -> Reply:
-        """POST /mkdir."""
-        row = parse_object(body)
-        path, mode, uid, gid = path_of(row), mode_of(row), id_of(row, "uid"), id_of(row, "gid")
-        no_more(row)
-        return _json({"nodeid": self._volume.mkdir(path, mode, uid, gid)})
+        """POST /mkdir: one directory, or several in their order but for those that exist already."""
+        request = parse_object(body)
+        if "directories" not in request:
+            return _json({"nodeid": self._volume.mkdir(*new_directory(request))})
+        rows = request.pop("directories")
+        no_more(request)
+        if not isinstance(rows, list):
+            raise HttpError(400, "directories must be a list")
+        tree = self._volume.namespace
+        made = 0
+        for path, mode, uid, gid in [new_directory(row) for row in rows]:
+            existing = tree.resolve(path)
+            if not existing or not tree.is_directory(existing):
+                self._volume.mkdir(path, mode, uid, gid)
+                made += 1
+        return _json({"made": made})
 
     def add_device(self, body: bytes) -> Reply:
         """POST /devices: one more device, whose superblock is written already."""

@@ -78,6 +78,16 @@ class FileRequest:
     striping: Striping | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DirectoryRequest:
+    """A directory to be made: a normalised path below the root of the file system, attributes."""
+
+    path: bytes
+    mode: int
+    uid: int
+    gid: int
+
+
 class ControlClient:
     """Calls to the daemon whose socket lies in `directory`. One connection for each call."""
 
@@ -119,6 +129,14 @@ class ControlClient:
         """Make a directory; its nodeid."""
         answer = self._call("POST", "/mkdir", {"path": _text(path), "mode": mode, "uid": uid, "gid": gid})
         return int(answer["nodeid"])
+
+    def make_directories(self, directories: Sequence[DirectoryRequest]) -> int:
+        """Make directories in this order, but for those that exist already; how many were made. At most CREATE_LIMIT.
+
+        The first one that cannot be made ends it; those before it stay.
+        """
+        rows = [{"path": _text(new.path), "mode": new.mode, "uid": new.uid, "gid": new.gid} for new in directories]
+        return int(self._call("POST", "/mkdir", {"directories": rows})["made"])
 
     def add_device(self, uuid: UUID, path: str) -> int:
         """Make the device at `path`, an absolute one, part of the file system; its number."""

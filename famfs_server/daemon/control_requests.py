@@ -77,6 +77,15 @@ def id_of(row: dict[str, Any], key: str) -> int:
     return number(row, key, 0, _LARGEST_ID)
 
 
+def new_directory(row: Any) -> tuple[bytes, int, int, int]:
+    """Path, mode, uid and gid of a directory to be made, as /mkdir describes it."""
+    if not isinstance(row, dict):
+        raise HttpError(400, "each directory must be an object")
+    found = path_of(row), mode_of(row), id_of(row, "uid"), id_of(row, "gid")
+    no_more(row)
+    return found
+
+
 def new_file(row: Any) -> NewFile:
     """A file to be made, as /create and /put describe it."""
     if not isinstance(row, dict):

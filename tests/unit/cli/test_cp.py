@@ -3,7 +3,7 @@
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ import pytest
 from commands import Device, Outcome, run
 from famfs_server.cli import cp
 from famfs_server.cli.source import Source
+from famfs_server.cli.unmounted import DeviceTarget
+from famfs_server.daemon.control_client import DirectoryRequest
 
 
 def copy(device: Device, *arguments: str | Path) -> Outcome:
@@ -297,3 +299,19 @@ def test_a_directory_is_not_copied_into_itself(tmp_path: Path) -> None:
     outcome = run("famfs", "cp", "-r", tmp_path / "d", tmp_path / "d" / "sub")
     assert outcome.status == 2
     assert "into itself" in outcome.error
+
+
+def test_directories_are_made_together(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(50):
+        (tmp_path / "wide" / f"d{number}" / "deep").mkdir(parents=True)
+    requests: list[int] = []
+    make = DeviceTarget.make_directories
+
+    def counted(self: DeviceTarget, directories: Sequence[DirectoryRequest]) -> None:
+        requests.append(len(directories))
+        make(self, directories)
+
+    monkeypatch.setattr(DeviceTarget, "make_directories", counted)
+    assert copy(device, "-r", tmp_path / "wide", "wide").status == 0
+    assert requests == [101]
+    assert sum(path.endswith("/deep") for path in device.tree()) == 50

@@ -25,6 +25,7 @@ from famfs_server.daemon.control_client import (
     CREATE_LIMIT,
     ControlClient,
     ControlError,
+    DirectoryRequest,
     FileRequest,
     Striping,
     decode_error,
@@ -192,6 +193,22 @@ def test_directories(server: Server) -> None:
     assert tree.resolve(b"d/f")
 
 
+def test_directories_together(server: Server) -> None:
+    server.client.mkdir(b"d", 0o700, 3, 4)
+    wanted = [DirectoryRequest(path, 0o711, 5, 6) for path in (b"d", b"d/e", b"d/e/f", b"d/e")]
+    assert server.client.make_directories(wanted) == 2
+    tree = server.volume.namespace
+    assert tree.mode[tree.resolve(b"d")] & 0o7777 == 0o700
+    deepest = tree.resolve(b"d/e/f")
+    assert (tree.mode[deepest] & 0o7777, tree.uid[deepest], tree.gid[deepest]) == (0o711, 5, 6)
+    server.client.create([file(b"d/g")])
+    # What comes before the one that cannot be made stays.
+    with pytest.raises(errors.ExistsError):
+        server.client.make_directories([DirectoryRequest(path, 0o755, 0, 0) for path in (b"h", b"d/g", b"i")])
+    assert tree.resolve(b"h")
+    assert not tree.resolve(b"i")
+
+
 def test_the_largest_batch_fits(tmp_path: Path) -> None:
     server = Server(tmp_path / "run", limits=Limits())
     try:
@@ -308,6 +325,10 @@ def test_log_level_is_a_syslog_priority(server: Server) -> None:
         (post("/mkdir", b'{"path":"","mode":0,"uid":0,"gid":0}'), 400),
         (post("/mkdir", b'{"path":"/x","mode":0,"uid":0,"gid":0}'), 400),
         (post("/mkdir", b'{"path":"a//x","mode":0,"uid":0,"gid":0}'), 400),
+        (post("/mkdir", b'{"directories":{}}'), 400),
+        (post("/mkdir", b'{"directories":[7]}'), 400),
+        (post("/mkdir", b'{"directories":[{"path":"x"}]}'), 400),
+        (post("/mkdir", b'{"directories":[],"more":1}'), 400),
         (post("/devices", b'{"path":"/dev/dax1.0"}'), 400),
         (post("/devices", b'{"path":"/dev/dax1.0","uuid":7}'), 400),
         (post("/devices", b'{"path":"dax1.0","uuid":"00000000-0000-0000-0000-000000000007"}'), 400),
