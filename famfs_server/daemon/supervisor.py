@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that holds a mount: it makes it, watches the worker that serves it, and takes it away.
 
-It has one thread, maps nothing and never touches the mount itself, so that it can always act (decisions 14). Two small
-children share its fate: a probe that opens a file before anybody else can, and a reaper that detaches the mount when
-the supervisor is killed (decisions 17).
+It has one thread, maps nothing and never touches the mount itself, so that it can always act (decisions 14). What has
+to touch it, or to outlive this process, is done by small children (`daemon/probe.py`, `daemon/reaper.py`).
 """
 
 import logging
@@ -28,7 +27,9 @@ from famfs_server.daemon.handover import Held
 from famfs_server.daemon.liveness import HUNG_SECONDS, MAX_DEATHS, Beat, Deaths, Pulse
 from famfs_server.daemon.notify import ServiceManager
 from famfs_server.daemon.options import MountOptions
-from famfs_server.daemon.processes import STOP, Processes
+from famfs_server.daemon.probe import probe
+from famfs_server.daemon.processes import Processes
+from famfs_server.daemon.reaper import start_reaper
 from famfs_server.daemon.stacks import dump_on_signal
 from famfs_server.daemon.upgrade import Asker, Upgrades, program
 from famfs_server.daemon.upgrade_client import ANSWER_SECONDS
@@ -38,12 +39,10 @@ from famfs_server.errors import FamfsError, MountError
 from famfs_server.fuse.dialects import settle
 from famfs_server.fuse.mountapi import DetachedMount
 from famfs_server.fuse.session import Session
-from famfs_server.omf import layout
 from famfs_server.volume.namespace import Namespace
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 60.0
 PULSE_SECONDS = 1.0
 PATIENCE_MICROSECONDS = 60_000_000
 """How much longer a service manager shall wait for a start, whenever a replay has moved."""
@@ -180,12 +179,19 @@ class Supervisor:
             served, agreed = self._start_worker(session, mount, before)
             if before is None:
                 self._register(fuse, agreed)
-            self._probe(fuse, mount)
+            probe(self._processes, mount, lambda: self._close_in_child(fuse))
             held = self._hold(session, agreed, mount.device)
             if self.store:
                 self._keep(held)
             else:
-                self._start_reaper(fuse, mount, mount.device)
+                self._reaper, self._keepalive = start_reaper(
+                    self._processes,
+                    mount,
+                    self.options.mount_point,
+                    self.run_directory,
+                    lambda: self._close_in_child(fuse),
+                    background=self.background,
+                )
             mount.attach(self.options.mount_point)
         return served, held
 
@@ -298,66 +304,13 @@ class Supervisor:
         settle((dialect,), -push(fuse, dialect.push_ioctl, self.device, 0))
         log.debug("the kernel took %s as device 0", self.device.path)
 
-    def _probe(self, fuse: int, mount: DetachedMount) -> None:
-        """Open a file through the detached mount, as the first user will (findings 1.1).
-
-        In a process of its own without /dev/fuse: should the worker fail now, the probe's request fails with the
-        connection, where a process that holds the descriptor would wait for itself for ever.
-        """
-
-        def open_superblock() -> int:
-            os.close(fuse)
-            self.device.close()
-            if self._meta:
-                self._meta.files.close()
-            self.devices.close()
-            descriptor = os.open(".meta/.superblock", os.O_RDONLY, dir_fd=mount.fd)
-            magic = os.read(descriptor, 8)
-            os.close(descriptor)
-            return 0 if int.from_bytes(magic, "little") == layout.SUPERBLOCK_MAGIC else 3
-
-        pid = self._processes.fork("probe", open_superblock)
-        for happened in self._processes.during(PROBE_SECONDS):
-            # The worker's death first: it may come with the probe's, and nobody hears of it again.
-            if happened.ended.keys() - {pid}:
-                raise MountError("the serving process ended during the self-test")
-            if pid in happened.ended:
-                if happened.ended[pid] == 0:
-                    return
-                raise MountError("the first file opened on the new mount could not be read; see the log")
-            if happened.stop:
-                raise MountError("interrupted before the mount was complete")
-        raise MountError(f"the self-test got no answer in {PROBE_SECONDS:.0f} seconds")
-
-    def _start_reaper(self, fuse: int, mount: DetachedMount, device_number: int) -> None:
-        """Start the process that detaches the mount when this one dies without a word at the pipe between them."""
-        wait, keepalive = os.pipe()
-
-        def reap() -> int:
-            os.close(fuse)
-            os.close(keepalive)
-            mount.close()
-            self.device.close()
-            if self._meta:
-                self._meta.files.close()
-            self.devices.close()
-            os.setsid()
-            if self.background:
-                worker.leave_terminal()
-            prctl.set_name("famfs-reaper")
-            for number in STOP:
-                signal.signal(number, signal.SIG_IGN)
-            privileges.keep_only((privileges.CAP_SYS_ADMIN,))
-            if os.read(wait, 16):
-                return 0
-            detach(self.options.mount_point, device_number)
-            remove_run_directory(self.run_directory)
-            return 0
-
-        self._reaper = self._processes.fork("reaper", reap, stays=True)
-        os.close(wait)
-        self._processes.close_in_children.append(keepalive)
-        self._keepalive = keepalive
+    def _close_in_child(self, fuse: int) -> None:
+        """What a child closes that has nothing to do with the connection and the devices."""
+        os.close(fuse)
+        self.device.close()
+        if self._meta:
+            self._meta.files.close()
+        self.devices.close()
 
     # -- while mounted --------------------------------------------------------------------------
 
