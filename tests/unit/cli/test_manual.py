@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Man pages and completions tell of every program, command and option, and their readers understand them."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -113,6 +114,22 @@ def test_other_shells_are_told_of_every_option(written: Path, shell: str) -> Non
         for path in (written / f"completions/{shell}").iterdir():
             done = subprocess.run([program, "-n", path], capture_output=True, text=True, timeout=30, check=False)
             assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_fish_completes(written: Path) -> None:
+    fish = shutil.which("fish")
+    if fish is None:
+        pytest.skip("needs fish")
+
+    def offered(line: str) -> set[str]:
+        code = f"source {written}/completions/fish/famfs.fish; complete -C '{line}'"
+        command = [fish, "--no-config", "-c", code]
+        environment = {**os.environ, "HOME": str(written), "XDG_CONFIG_HOME": str(written / "config")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=True)
+        return {line.partition("\t")[0] for line in done.stdout.splitlines()}
+
+    assert offered("famfs ma") == {"map"}
+    assert offered("famfs creat --n") == {"--nbuckets", "--nstrips"}
 
 
 def test_each_program_has_its_scripts() -> None:
