@@ -52,10 +52,10 @@ class DeviceFaultError(FamfsError):
     errno = errno.EIO
 
 
-class UnreachableError(DeviceError):
-    """Bytes of a device in famfs mode, which the kernel alone can read and write."""
+class SpaceBusyError(DeviceError):
+    """New space of a device in famfs mode that the kernel still knows, or knows already, by another file."""
 
-    errno = errno.EOPNOTSUPP
+    errno = errno.EBUSY
 
 
 class MediaError(FamfsError):

@@ -150,7 +150,7 @@ def open_meta(
     writable = host == found.system_uuid and not read_only
     announce(found.log_length)
     second = _open(mount, ".meta/.log", os.O_RDWR if writable else os.O_RDONLY)
-    files = MetaFiles(first, second, found.log_length, writable)
+    files = MetaFiles(first, second, _open(mount, ".meta", os.O_PATH | os.O_DIRECTORY), found.log_length, writable)
     whole = files.memory(device)
     omf_log.decode_header(whole.read_fresh(layout.LOG_OFFSET, layout.LOG_HEADER_SIZE), found.log_length)
     return files
@@ -182,7 +182,7 @@ def ask_meta(
         channel.send(json.dumps({"error": str(error), "status": error.exit_status}).encode())
         return 1
     text = json.dumps({"log_length": files.log_length, "writable": files.writable}).encode()
-    socket.send_fds(channel, [text], [files.superblock, files.log])
+    socket.send_fds(channel, [text], [files.superblock, files.log, files.directory])
     return 0
 
 
@@ -269,16 +269,17 @@ class Bootstrap:
 
     def _take(self, channel: socket.socket) -> OwnFiles:
         """Receive what `ask_meta` has sent. Raises FamfsError where that is an error."""
-        data, descriptors, _, _ = socket.recv_fds(channel, 65536, 2)
+        data, descriptors, _, _ = socket.recv_fds(channel, 65536, 3)
         if not data:
             raise MountError(_ASKER_FAILED)
         message = json.loads(data)
         if "error" in message:
             raise worker.failure(message)
-        first, second = descriptors
+        first, second, directory = descriptors
         released, release = os.pipe()
         self.processes.close_in_children.append(release)
-        return OwnFiles(MetaFiles(first, second, message["log_length"], message["writable"], released), release)
+        files = MetaFiles(first, second, directory, message["log_length"], message["writable"], released)
+        return OwnFiles(files, release)
 
     def _await_end(self, server: int) -> None:
         """The process that answers ends by itself; only then may another one read the connection."""

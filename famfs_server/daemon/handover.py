@@ -30,7 +30,7 @@ VERSION = 1
 DOCUMENT = "document"
 _LARGEST = 1 << 20
 _NAMES = ("fuse", "record", "namespace", "libfuse", "channel", "device")
-META_NAMES = ("meta.superblock", "meta.log")
+META_NAMES = ("meta.superblock", "meta.log", "meta.directory")
 _RELEASE = ("meta.released", "meta.release")
 
 
@@ -61,7 +61,8 @@ class Held:
         numbers = (session.fuse, session.record.fd, session.namespace, *ends, self.device.fd)
         named = dict(zip(_NAMES, numbers, strict=True))
         if self.meta is not None:
-            named |= zip(META_NAMES, (self.meta.files.superblock, self.meta.files.log), strict=True)
+            files = self.meta.files
+            named |= zip(META_NAMES, (files.superblock, files.log, files.directory), strict=True)
         return named | {_device_name(uuid): device.fd for uuid, device in self.further.items()}
 
     @property
@@ -87,7 +88,11 @@ class Held:
             "background": self.background,
             "meta": None
             if self.meta is None
-            else {"log_length": self.meta.files.log_length, "writable": self.meta.files.writable},
+            else {
+                "log_length": self.meta.files.log_length,
+                "writable": self.meta.files.writable,
+                "names": META_NAMES,
+            },
             **more,
         }
 
@@ -132,10 +137,11 @@ def _device_name(uuid: UUID) -> str:
 def _own_files(described: dict[str, Any] | None, descriptors: dict[str, int]) -> OwnFiles | None:
     if described is None:
         return None
-    superblock, log = (descriptors[name] for name in META_NAMES)
+    superblock, log, directory = (descriptors[name] for name in META_NAMES)
     # Where no worker lives any more, there is none to be told, and a new pipe does.
     released, release = (descriptors[name] for name in _RELEASE) if _RELEASE[0] in descriptors else os.pipe()
-    return OwnFiles(MetaFiles(superblock, log, described["log_length"], described["writable"], released), release)
+    files = MetaFiles(superblock, log, directory, described["log_length"], described["writable"], released)
+    return OwnFiles(files, release)
 
 
 def check(document: dict[str, Any]) -> None:
@@ -152,6 +158,8 @@ def check(document: dict[str, Any]) -> None:
                 "calls have made are known in it alone; try again when they are closed and the kernel has forgotten "
                 "them (echo 2 > /proc/sys/vm/drop_caches), or unmount"
             )
+        if document["meta"] is not None and tuple(document["meta"].get("names", ())) != META_NAMES:
+            raise HandoverError("the running server holds other files of its mount than this program needs; unmount")
         mount_options.decode(document["options"])
         negotiated(document["agreed"])
         for facts in (document["device"], *document["further"].values()):

@@ -15,6 +15,8 @@ class MetaFiles:
 
     superblock: int
     log: int
+    directory: int
+    """`.meta` itself, through the private copy of the mount."""
     log_length: int
     """In bytes; asking the file for it would be a request."""
     writable: bool
@@ -29,6 +31,6 @@ class MetaFiles:
 
     def close(self) -> None:
         """Close this process's copies of the descriptors."""
-        for descriptor in (self.superblock, self.log, self.released):
+        for descriptor in (self.superblock, self.log, self.directory, self.released):
             if descriptor >= 0:
                 os.close(descriptor)

@@ -19,7 +19,7 @@ from uuid import UUID
 import prctl
 
 from famfs_server import __version__, privileges
-from famfs_server.daemon import bootstrap, handover, worker
+from famfs_server.daemon import bootstrap, handover, opener, worker
 from famfs_server.daemon.bootstrap import MountWatch, OwnFiles
 from famfs_server.daemon.detaching import detach, is_mounted, remove_run_directory, unmount
 from famfs_server.daemon.devices import DeviceKeeper, push
@@ -226,6 +226,7 @@ class Supervisor:
         if self.devices.asked_at is not None:
             self._processes.ignore(self.devices.asked_at)
         self.devices.fuse = session.fuse
+        ours = self._start_opener(session, *unwanted, *([messages] if messages >= 0 else []))
         theirs = self.devices.connect()
         assignment = worker.Assignment(
             self.options,
@@ -239,6 +240,7 @@ class Supervisor:
             self.devices,
             theirs,
             self._meta.files if self._meta else None,
+            ours,
             successor,
         )
 
@@ -249,9 +251,35 @@ class Supervisor:
 
         pid = self._processes.fork("worker", serve)
         theirs.close()
+        if ours is not None:
+            ours.close()
         assert self.devices.asked_at is not None
         self._processes.listen(self.devices.asked_at, self.devices.answer)
         return pid
+
+    def _start_opener(self, session: Session, *unwanted: int) -> socket.socket | None:
+        """Start the process that opens files of the mount for the next worker; the worker's end of the pair."""
+        if self._meta is None:
+            return None
+        files = self._meta.files
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        def serve() -> int:
+            # It must hold neither the connection, on which it waits, nor what would keep that.
+            for descriptor in (session.fuse, files.superblock, files.log, files.released, *unwanted):
+                os.close(descriptor)
+            session.libfuse_end.close()
+            session.our_end.close()
+            ours.close()
+            self.device.close()
+            self.devices.close()
+            if self.background:
+                worker.leave_terminal()
+            return opener.serve(files.directory, theirs)
+
+        self._processes.fork("opener", serve)
+        theirs.close()
+        return ours
 
     def _start_worker(
         self, session: Session, mount: DetachedMount | None, before: Negotiated | None

@@ -24,6 +24,7 @@ from famfs_server.daemon.devices import DeviceKeeper, DeviceLink
 from famfs_server.daemon.fullness import Fullness
 from famfs_server.daemon.logs import add_field
 from famfs_server.daemon.metafiles import MetaFiles
+from famfs_server.daemon.opener import OpenerLink
 from famfs_server.daemon.options import SYSLOG_LEVELS, MountOptions
 from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.dax.memory import Memory
@@ -45,7 +46,7 @@ from famfs_server.fuse.notifier import Notifier, send_all
 from famfs_server.fuse.operations import FamfsOperations
 from famfs_server.fuse.session import Session
 from famfs_server.volume.alloc_config import AllocConfig
-from famfs_server.volume.devices import DeviceTable, describe
+from famfs_server.volume.devices import describe
 from famfs_server.volume.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,8 @@ class Assignment:
     """Where the supervisor is asked for others."""
     meta: MetaFiles | None = None
     """Superblock and log of a device in famfs mode; without them the worker maps the device itself."""
+    opener: socket.socket | None = None
+    """Where files that stand for new space of such a device are asked for."""
     successor: bool = False
     """Whether another worker has served before."""
 
@@ -189,8 +192,12 @@ def _serve(assignment: Assignment) -> int:
     else:
         channel.resume(takeover.init)
         decision = takeover.decision
-    _restrict_new_files(volume.table, decision)
+    _restrict_new_files(volume, decision)
     _default_striping(volume, assignment)
+    opener = None
+    if assignment.opener is not None and volume.spaces is not None and decision.candidates:
+        opener = OpenerLink(assignment.opener)
+        volume.spaces.open = opener.open
     settings = Settings(
         shadow=os.fsencode(assignment.run_directory),
         timeout=DAY if options.timeout is None else int(options.timeout),
@@ -203,8 +210,9 @@ def _serve(assignment: Assignment) -> int:
     prctl.set_pdeathsig(signal.SIGKILL)
     notifier = _start_notifier(assignment, claim)
     filesystem.notify = notifier.put
+    filesystem.drop_left_names()
     pyfuse3.init(FamfsOperations(filesystem), f"/dev/fd/{channel.libfuse_end.fileno()}", {"fsname=famfs"})
-    trio.run(_main, assignment, filesystem, channel, decision, notifier, memory, link)
+    trio.run(_main, assignment, filesystem, channel, decision, notifier, memory, link, opener)
     return 0
 
 
@@ -221,6 +229,8 @@ def _start_notifier(assignment: Assignment, claim: int) -> Notifier:
             os.close(claim)
             if assignment.meta:
                 assignment.meta.close()
+            if assignment.opener:
+                assignment.opener.close()
             assignment.device_socket.close()
             if assignment.background:
                 leave_terminal()
@@ -239,6 +249,7 @@ async def _main(
     notifier: Notifier,
     memory: Memory,
     link: DeviceLink,
+    opener: OpenerLink | None,
 ) -> None:
     token = trio.lowlevel.current_trio_token()
     async with trio.open_nursery() as nursery:
@@ -278,7 +289,7 @@ async def _main(
         )
         nursery.start_soon(_serve_control, server, assignment.run_directory, options.control_uid != 0)
         if assignment.meta and isinstance(memory, PartialMemory):
-            nursery.start_soon(_let_go, assignment.meta, memory)
+            nursery.start_soon(_let_go, assignment.meta, memory, opener)
         if options.poll:
             nursery.start_soon(_poll, filesystem, options.poll)
         fullness = Fullness()
@@ -290,6 +301,9 @@ async def _main(
             # A process with threads cannot start another one, and new files need one (decisions 10). When the mount
             # ends it goes too, but then this worker does not see that twice.
             alone = alone + 1 if notifier.gone else 0
+            if opener is not None and opener.gone:
+                log.error("the process that opens new space has died; another worker takes over")
+                os._exit(1)
             if alone > 1:
                 log.error("the process that writes notifications has died; another worker takes over")
                 _make_way()
@@ -323,11 +337,13 @@ async def _serve_control(server: ControlServer, directory: Path, public: bool) -
             await server.serve(listener)
 
 
-async def _let_go(meta: MetaFiles, memory: PartialMemory) -> None:
+async def _let_go(meta: MetaFiles, memory: PartialMemory, opener: OpenerLink | None) -> None:
     """Keep the mount's own files open no longer than somebody can see the mount: they would keep the connection."""
     await trio.lowlevel.wait_readable(meta.released)
     memory.release()
     meta.close()
+    if opener is not None:
+        opener.close()
 
 
 async def _poll(filesystem: FileSystem, seconds: float) -> None:
@@ -406,11 +422,13 @@ def _default_striping(volume: Volume, assignment: Assignment) -> None:
     volume.default_interleave = config
 
 
-def _restrict_new_files(table: DeviceTable, decision: Decision) -> None:
-    """What is made on this mount must be expressible in this kernel's maps (decisions 13)."""
+def _restrict_new_files(volume: Volume, decision: Decision) -> None:
+    """What is made on this mount must be expressible in this kernel's maps (decisions 13), and reached (design 6)."""
     if decision.candidates:
-        last = min(dialect.max_devindex for dialect in decision.candidates)
-        table.restrict(lambda device: device.index <= last and device.found is not None and device.found.kernel_can_map)
+        last = 0 if volume.spaces is not None else min(dialect.max_devindex for dialect in decision.candidates)
+        volume.table.restrict(
+            lambda device: device.index <= last and device.found is not None and device.found.kernel_can_map
+        )
 
 
 def _report_damage(volume: Volume) -> None:

@@ -89,6 +89,8 @@ class Channel:
         self.plane = RequestPlane(
             filesystem, self.session, fast=fast, maps=maps, no_open=no_open, serve_unmapped=serve_unmapped
         )
+        if self._taken_over:
+            self.plane.finish_forget()
         self._our_end.send(negotiation.mask_for_libfuse(self.init))
         threading.Thread(target=self._replies, args=(request, decision, failed), name="replies", daemon=True).start()
         threading.Thread(target=self._requests, args=(finished, failed), name="requests", daemon=True).start()

@@ -24,6 +24,7 @@ from famfs_server.volume import namespace as ns
 from famfs_server.volume.check import describe_stop
 from famfs_server.volume.provisional import FIRST_PROVISIONAL, NUMBER_BITS, Provisional
 from famfs_server.volume.replay import Damage
+from famfs_server.volume.spacefiles import FIRST_SPACE, PREFIX
 from famfs_server.volume.volume import Role, Volume
 
 log = logging.getLogger(__name__)
@@ -121,19 +122,35 @@ class FileSystem:
             if len(name) > layout.MAX_PATH:
                 raise refusal(errno.ENAMETOOLONG)
             node = self.made.find(parent, name)
+            if not node and parent == ns.META and self.volume.spaces is not None:
+                node = self.volume.spaces.find(name)
             if not node and self.follow():
                 node = self.namespace.lookup(parent, name)
         return self.made.aliases.get(node, node)
 
     def remember(self, nodeid: int) -> None:
-        """The kernel is about to be given a nodeid; only provisional ones are counted."""
-        if nodeid >= FIRST_PROVISIONAL:
+        """The kernel is about to be given a nodeid; only those that the log does not know are counted."""
+        if nodeid < FIRST_PROVISIONAL:
+            return
+        if nodeid < FIRST_SPACE:
             self.made.remember(nodeid)
+        elif self.volume.spaces is not None:
+            self.volume.spaces.remember(nodeid)
 
     def forget(self, nodeid: int, count: int) -> None:
         """The kernel gives a nodeid back."""
-        if nodeid >= FIRST_PROVISIONAL:
+        if nodeid < FIRST_PROVISIONAL:
+            return
+        if nodeid < FIRST_SPACE:
             self.made.forget(nodeid, count)
+        elif self.volume.spaces is not None:
+            self.volume.spaces.forget(nodeid, count)
+
+    def drop_left_names(self) -> None:
+        """Have the kernel drop the names of space files that a predecessor has left, for nobody will take them away."""
+        if self.volume.spaces is not None:
+            for name in self.volume.spaces.names():
+                self.notify(inval_entry(ns.META, name))
 
     def follow(self) -> bool:
         """Replay what the log has gained, and say whether there was anything (design, "No stale misses")."""
@@ -246,12 +263,20 @@ class FileSystem:
         """
         row = nodeid
         if nodeid >= self._log_rows:
-            row = self.made.row(nodeid) if nodeid >= FIRST_PROVISIONAL else 0
+            row = self._row_beyond(nodeid)
         if self.volume.stop is not None and self.volume.stop.damage is Damage.REPLACED:
             raise refusal(errno.EIO)
         if not self._mode[row]:
             raise refusal(errno.ESTALE)
         return row
+
+    def _row_beyond(self, nodeid: int) -> int:
+        """The row of what the log has not made, or 0."""
+        if nodeid < FIRST_PROVISIONAL:
+            return 0
+        if nodeid < FIRST_SPACE:
+            return self.made.row(nodeid)
+        return self.volume.spaces.row(nodeid) if self.volume.spaces is not None else 0
 
     # -- attributes -----------------------------------------------------------------------------
 
@@ -330,6 +355,11 @@ class FileSystem:
         space is zeroed, and what is there may have to move."""
         return nodeid >= FIRST_PROVISIONAL and self.made.takes_long(nodeid, size, written, LONG)
 
+    def must_be_reached(self, nodeid: int) -> bool:
+        """Whether reading the file would hold up other requests: only a kernel can map it, and this process has to be
+        given a file that shows it first."""
+        return nodeid >= FIRST_PROVISIONAL and not self.made.shows(nodeid)
+
     def flushes_long(self, nodeid: int) -> bool:
         """Whether writing a file back would hold up other requests."""
         return self.namespace.size[self.row(nodeid)] > LONG
@@ -345,7 +375,7 @@ class FileSystem:
 
     def is_growing(self, nodeid: int) -> bool:
         """Whether the file is not in the log yet, so that its size may still change."""
-        return nodeid >= FIRST_PROVISIONAL and not self.made.is_logged(nodeid)
+        return FIRST_PROVISIONAL <= nodeid < FIRST_SPACE and not self.made.is_logged(nodeid)
 
     def allocate(self, nodeid: int, offset: int, length: int, mode: int) -> None:
         """fallocate(2): sizes a new file and logs it; within a file that is logged there is nothing to do."""
@@ -382,7 +412,7 @@ class FileSystem:
         if flags & os.O_TRUNC and self.namespace.size[row]:
             self._hint_truncate(row)
             raise refusal(errno.EPERM)
-        if nodeid >= FIRST_PROVISIONAL:
+        if FIRST_PROVISIONAL <= nodeid < FIRST_SPACE:
             self.made.opened(nodeid)
             # Pages that were cached while the file had no map would hang the fault that comes after (findings 1.8).
             return self.open_flags | OpenFlag.DIRECT_IO
@@ -390,7 +420,7 @@ class FileSystem:
 
     def release(self, nodeid: int) -> None:
         """An open file is closed for the last time by its opener; a new one may go into the log now."""
-        if nodeid < FIRST_PROVISIONAL:
+        if not FIRST_PROVISIONAL <= nodeid < FIRST_SPACE:
             return
         self.made.released(nodeid)
         self.released(nodeid)
@@ -417,14 +447,17 @@ class FileSystem:
 
     def views(self, nodeid: int, offset: int, length: int) -> list[memoryview]:
         """File bytes as views of device memory (`Volume.views`)."""
+        row = self.require_file(nodeid)
         try:
-            return self.volume.views(self.require_file(nodeid), offset, length)
+            if nodeid >= FIRST_PROVISIONAL:
+                self.made.reach(nodeid)
+            return self.volume.views(row, offset, length)
         except DeviceFaultError:
             self.memory_fails(nodeid)
             raise
 
     def read(self, nodeid: int, offset: int, length: int) -> bytes:
-        """A copy of file bytes (`Volume.read`)."""
+        """A copy of bytes of a file that the log has made (`Volume.read`)."""
         try:
             return self.volume.read(self.require_file(nodeid), offset, length)
         except DeviceFaultError:
@@ -451,6 +484,8 @@ class FileSystem:
             self.made.grow(nodeid, offset + len(data), offset)
         elif offset >= self.namespace.size[row] and len(data):
             raise refusal(errno.EFBIG)
+        elif nodeid >= FIRST_PROVISIONAL:
+            self.made.reach(nodeid)
         try:
             return self.volume.write(row, offset, data)
         except DeviceFaultError:
@@ -464,6 +499,34 @@ class FileSystem:
             self.made.log(nodeid)
         elif not self.namespace.is_directory(row):
             self.volume.write_back(row)
+
+    # -- maps (design 6, 7) ---------------------------------------------------------------------
+
+    def map_must_wait(self, nodeid: int) -> bool:
+        """Whether the kernel may not be given the map of a file at once, because another inode stands for its bytes or
+        may do so soon."""
+        spaces = self.volume.spaces
+        if spaces is None or nodeid >= FIRST_SPACE or self.is_growing(nodeid):
+            return False
+        if self.made.is_changing(nodeid):
+            return True
+        return bool(spaces.live) and not spaces.quiet(self.namespace.fmap(self.row(nodeid)).extents)
+
+    def await_map(self, nodeid: int) -> None:
+        """Let go of a file's bytes, and wait until no other inode stands for them. Raises SpaceBusyError."""
+        spaces = self.volume.spaces
+        assert spaces is not None
+        extents = self.namespace.fmap(self.require_file(nodeid)).extents
+        spaces.hide(extents)
+        spaces.await_quiet(extents)
+
+    def map_given(self, nodeid: int) -> None:
+        """The kernel is about to be given the map of a file. What is new is reached through that alone from now on."""
+        if nodeid >= FIRST_PROVISIONAL and self.volume.spaces is not None:
+            if nodeid < FIRST_SPACE:
+                self.made.give_to_kernel(nodeid)
+            else:
+                self.volume.spaces.give_to_kernel(nodeid)
 
     def lseek(self, nodeid: int, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE: a famfs file has no holes but its end."""
@@ -495,7 +558,7 @@ class FileSystem:
             answer = self.open(node, flags)
             self.remember(node)
             return node, answer
-        if not self.volume.reaches_data:
+        if not self.volume.can_fill:
             raise refusal(errno.EOPNOTSUPP)
         log.debug("%r is made", path)
         made = self.made.create(parent, name, mode, uid, self._group(parent, gid))
@@ -504,6 +567,11 @@ class FileSystem:
     def _group(self, parent: int, gid: int) -> int:
         """The group of something new: that of the directory if this is set-group-ID, as on every file system."""
         return self._gid[parent] if self._mode[parent] & stat.S_ISGID else gid
+
+    def unlink(self, parent: int, name: bytes) -> None:
+        """Refused, but for the names of space files, which their opener takes away."""
+        if parent != ns.META or not name.startswith(PREFIX):
+            raise refusal(self.change_errno)
 
     @property
     def change_errno(self) -> int:

@@ -77,6 +77,7 @@ class FmapReplies:
         message = self._message(row, dialect)
         room = abi.GET_FMAP_IN.unpack(body)[0] if dialect.size_probe else dialect.max_reply
         self.served += 1
+        self._fs.map_given(nodeid)
         return message if len(message) <= room else message[: abi.FMAP_HEADER.size]
 
     def get_daxdev(self, index: int) -> bytes:

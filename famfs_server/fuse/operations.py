@@ -231,8 +231,9 @@ class FamfsOperations(pyfuse3.Operations):
     ) -> EntryAttributes:
         self._refuse()
 
+    @_answered
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        self._refuse()
+        self._fs.unlink(parent_inode, name)
 
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         self._refuse()

@@ -26,6 +26,7 @@ from famfs_server.fuse.planes import ALWAYS, FAST
 from famfs_server.fuse.session import Session
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.provisional import FIRST_PROVISIONAL
+from famfs_server.volume.spacefiles import FIRST_SPACE
 
 log = logging.getLogger(__name__)
 
@@ -188,6 +189,23 @@ class RequestPlane:
             counters.measured(self._record.counters, opcode, self.counts[opcode], perf_counter_ns() - began)
         return True
 
+    def finish_forget(self) -> None:
+        """To be called by a successor, before it reads: a kernel does not send a FORGET again that a dead worker had in
+        hand, and space would wait for that for ever."""
+        if not self._record.in_hand:
+            return
+        length, opcode, _, nodeid = REQUEST.unpack_from(self._buffer)
+        rows: list[tuple[int, int]] = []
+        if opcode == Opcode.FORGET:
+            rows = [(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))]
+        elif opcode == Opcode.BATCH_FORGET:
+            start = _BODY + abi.BATCH_FORGET_IN.size
+            rows = list(abi.FORGET_ONE.iter_unpack(self._view[start : length - (length - start) % 16]))
+        for node, count in rows:
+            # Others are counted: what has been subtracted already must not be again.
+            if node >= FIRST_SPACE:
+                self._fs.forget(node, count)
+
     def passed_on(self) -> None:
         """The request in the buffer has gone to libfuse and is in this plane's hand no more."""
         self._record.done(REQUEST.unpack_from(self._buffer)[2])
@@ -345,6 +363,12 @@ class RequestPlane:
 
     def _read(self, unique: int, nodeid: int, length: int) -> None:
         _, offset, size, _, _, _ = abi.READ_IN.unpack_from(self._buffer, _BODY)
+        if nodeid >= FIRST_PROVISIONAL and self._fs.must_be_reached(nodeid):
+            self._run(unique, nodeid, lambda: self._fetch(unique, nodeid, offset, size), beside=True)
+        else:
+            self._fetch(unique, nodeid, offset, size)
+
+    def _fetch(self, unique: int, nodeid: int, offset: int, size: int) -> None:
         views = self._fs.views(nodeid, offset, size)
         total = sum(map(len, views))
         try:
@@ -462,8 +486,20 @@ class RequestPlane:
     # -- extent maps ----------------------------------------------------------------------------
 
     def _get_fmap(self, unique: int, nodeid: int, length: int) -> None:
+        body = bytes(self._view[_BODY:length])
+        if not self._fs.map_must_wait(nodeid):
+            self._send_map(unique, nodeid, body)
+            return
+
+        def wait_and_send() -> None:
+            self._fs.await_map(nodeid)
+            self._send_map(unique, nodeid, body)
+
+        self._run(unique, nodeid, wait_and_send, beside=True)
+
+    def _send_map(self, unique: int, nodeid: int, body: bytes) -> None:
         assert self._maps is not None
-        payload = self._maps.get_fmap(nodeid, bytes(self._view[_BODY:length]))
+        payload = self._maps.get_fmap(nodeid, body)
         reply(self._fuse, abi.OUT_HEADER.pack(16 + len(payload), 0, unique), payload)
 
     def _get_daxdev(self, unique: int, index: int, length: int) -> None:

@@ -40,9 +40,11 @@ S_IFMT_MASK = 0o170000
 _DEVICE_MASK = 0xFFFFFFFF
 PROVISIONAL_ROWS = 1 << 14
 """Rows behind those of the log, for files that are not logged yet (volume/provisional.py)."""
+SPACE_ROWS = 1 << 14
+"""Rows behind these, for files that stand for new space (volume/spacefiles.py)."""
 _HEADER_WORDS = 16
 _IDENTITY, _PUBLISHED, _NAMES_USED, _EXTENTS_USED, _STARTED, _LOCAL_CHANGES, _MADE, _VOLUME = range(8)
-_KEY, _KEY_2, _CAPACITY, _EXPECTED = range(8, 12)
+_KEY, _KEY_2, _CAPACITY, _EXPECTED, _SPACES = range(8, 13)
 LAYOUT = 1
 """To be raised when what the columns hold changes its meaning and their places do not."""
 
@@ -85,12 +87,15 @@ _COLUMNS: tuple[tuple[str, Literal["Q", "I", "B"], str], ...] = (
     ("lookups", "Q", "provisional"),
     ("logged", "I", "provisional"),
     ("opens", "I", "provisional"),
+    ("space_serial", "Q", "space"),
+    ("space_lookups", "Q", "space"),
+    ("mapped", "B", "rows"),
 )
 """The columns in the order in which they lie in memory: name, kind of number, and what their length follows."""
 
 
 def _fingerprint() -> int:
-    text = repr((LAYOUT, _HEADER_WORDS, FIRST_NODEID, PROVISIONAL_ROWS, EXTENT.descr, _COLUMNS))
+    text = repr((LAYOUT, _HEADER_WORDS, FIRST_NODEID, PROVISIONAL_ROWS, SPACE_ROWS, EXTENT.descr, _COLUMNS))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
@@ -116,9 +121,16 @@ class Namespace:
     def __init__(self, fd: int, capacity: int) -> None:
         """Map the columns in the memfd `fd`, made by `create` for a log of `capacity` entries."""
         self.provisional_row = capacity + FIRST_NODEID
-        rows = self.provisional_row + PROVISIONAL_ROWS
-        slots = 1 << (2 * rows - 1).bit_length()
-        counts = {"header": _HEADER_WORDS, "rows": rows, "slots": slots, "provisional": PROVISIONAL_ROWS}
+        self.space_row = self.provisional_row + PROVISIONAL_ROWS
+        rows = self.space_row + SPACE_ROWS
+        slots = 1 << (2 * self.space_row - 1).bit_length()
+        counts = {
+            "header": _HEADER_WORDS,
+            "rows": rows,
+            "slots": slots,
+            "provisional": PROVISIONAL_ROWS,
+            "space": SPACE_ROWS,
+        }
         places: dict[str, tuple[int, int, Literal["Q", "I", "B"]]] = {}
         end = 0
         for name, code, counted in _COLUMNS:
@@ -160,6 +172,8 @@ class Namespace:
         self.made_as = column("made_as")
         self.serial, self.lookups = column("serial"), column("lookups")
         self.logged, self.opens = column("logged"), column("opens")
+        self.space_serial, self.space_lookups = column("space_serial"), column("space_lookups")
+        self.mapped = column("mapped")
         self._open_index(self._header[_KEY : _KEY_2 + 1].tobytes())
         self._extent_bytes = whole[extents_at : extents_at + extent_rows * EXTENT.itemsize]
         self._extent_words = self._extent_bytes.cast("Q")
@@ -217,9 +231,12 @@ class Namespace:
 
     @classmethod
     def provisional_in(cls, fd: int) -> int:
-        """How many provisional nodeids are in use in the tree in the memfd `fd`, which is laid out as ours."""
+        """How many nodeids that the log does not know are in use in the tree in the memfd `fd`, which is laid out as
+        ours."""
         capacity = int.from_bytes(os.pread(fd, 8, 8 * _CAPACITY), sys.byteorder)
-        return int(np.count_nonzero(np.frombuffer(cls(fd, capacity).serial, np.uint64)))
+        tree = cls(fd, capacity)
+        columns = tree.serial, tree.space_serial
+        return sum(int(np.count_nonzero(np.frombuffer(column, np.uint64))) for column in columns)
 
     @classmethod
     def resume(cls, capacity: int, fd: int) -> "Namespace | None":
@@ -309,6 +326,15 @@ class Namespace:
     @made.setter
     def made(self, count: int) -> None:
         self._header[_MADE] = count
+
+    @property
+    def spaces(self) -> int:
+        """How many files have stood for new space; no two of one mount may have the same nodeid."""
+        return self._header[_SPACES]
+
+    @spaces.setter
+    def spaces(self, count: int) -> None:
+        self._header[_SPACES] = count
 
     def publish(self, nodeid: int) -> None:
         """Say that every entry below `nodeid` has been dealt with."""
@@ -423,8 +449,12 @@ class Namespace:
 
     def reserving_rows(self) -> list[int]:
         """The provisional rows that have space."""
-        counts = np.frombuffer(self.extent_count, np.uint8)[self.provisional_row :]
+        counts = np.frombuffer(self.extent_count, np.uint8)[self.provisional_row : self.space_row]
         return [self.provisional_row + int(slot) for slot in np.flatnonzero(counts)]
+
+    def space_rows(self) -> list[int]:
+        """The rows that stand for new space."""
+        return [self.space_row + int(slot) for slot in np.flatnonzero(np.frombuffer(self.space_serial, np.uint64))]
 
     def store_names(self, data: bytes) -> int:
         """Append name bytes; the offset at which they lie."""

@@ -19,7 +19,7 @@ from stat import S_IFREG
 
 import numpy as np
 
-from famfs_server.errors import ExistsError, FamfsError, NoSpaceError
+from famfs_server.errors import ExistsError, FamfsError, NoSpaceError, SpaceBusyError
 from famfs_server.omf.log import Extent, Fmap
 from famfs_server.volume.namespace import PROVISIONAL_ROWS
 from famfs_server.volume.space import whole_units
@@ -54,6 +54,8 @@ class Provisional:
         self._changing: dict[int, int] = {}
         """Files that are changed beside other requests, and how many such changes there are of each."""
         self._counting, self._turn = threading.Lock(), threading.Lock()
+        self._turns: dict[int, threading.Lock] = {}
+        """In famfs mode each file has its own turn: every new one is reached beside other requests."""
         for slot in np.flatnonzero(np.frombuffer(tree.serial, np.uint64)).tolist():
             nodeid, row = tree.serial[slot], self._base + slot
             if not tree.logged[slot] and (logged := self._found_in_log(row)):
@@ -116,28 +118,77 @@ class Provisional:
         slot = nodeid % PROVISIONAL_ROWS
         row = self._base + slot
         size = self._tree.size[row]
+        if self._volume.spaces is not None and self._must_be_reached(nodeid, end):
+            return True
         if end <= max(size, limit) or self._tree.serial[slot] != nodeid or self._tree.logged[slot]:
             return False
         extent = self._extent(row)
         moved = size if extent is not None and end > extent.length else 0
         return max((end if written is None else written) - size, moved) > limit
 
+    def is_changing(self, nodeid: int) -> bool:
+        """Whether a change of the file is made beside other requests."""
+        return nodeid in self._changing
+
     def begin_change(self, nodeid: int) -> None:
         """A change of the file is about to be made beside others; `changing` makes it."""
         with self._counting:
             self._changing[nodeid] = self._changing.get(nodeid, 0) + 1
+            if self._volume.spaces is not None:
+                self._turns.setdefault(nodeid, threading.Lock())
 
     @contextmanager
     def changing(self, nodeid: int) -> Iterator[None]:
-        """The time of a change that takes long: one after the other, so that nobody writes to a file that moves."""
+        """The time of a change that takes long: one after the other, so that nobody writes to a file that moves. In
+        famfs mode one after the other of each file, since others wait for the kernel meanwhile."""
         try:
-            with self._turn:
+            with self._turns.get(nodeid, self._turn):
                 yield
         finally:
             with self._counting:
                 self._changing[nodeid] -= 1
                 if not self._changing[nodeid]:
                     del self._changing[nodeid]
+                    self._turns.pop(nodeid, None)
+
+    # -- bytes that only a kernel can map -------------------------------------------------------
+
+    def _extents(self, nodeid: int) -> tuple[Extent, ...]:
+        """Where the file is, logged or not."""
+        row = self.row(nodeid)
+        return self._tree.fmap(row).extents if row else ()
+
+    def _must_be_reached(self, nodeid: int, end: int) -> bool:
+        """Whether the first `end` bytes lie, or will lie, where this process reaches nothing yet."""
+        if self._tree.serial[nodeid % PROVISIONAL_ROWS] != nodeid:
+            return False
+        extent = self._extent(self._base + nodeid % PROVISIONAL_ROWS)
+        if not self.is_logged(nodeid) and end and (extent is None or whole_units(end) > extent.length):
+            return True
+        return not self.shows(nodeid)
+
+    def shows(self, nodeid: int) -> bool:
+        """Whether this process can read and store the bytes that the file has."""
+        spaces = self._volume.spaces
+        return spaces is None or spaces.shows(self._extents(nodeid))
+
+    def reach(self, nodeid: int) -> None:
+        """Make the bytes that the file has readable and writable for this process; what waits is done beside requests,
+        and nothing is to be waited for where `shows` is true.
+
+        Raises SpaceBusyError where the kernel has a map of the file: it must be reached by that alone.
+        """
+        spaces = self._volume.spaces
+        if spaces is None:
+            return
+        row = self._base + nodeid % PROVISIONAL_ROWS
+        if self._tree.mapped[row]:
+            raise SpaceBusyError(f"{os.fsdecode(self._tree.path(row))} is mapped by the kernel; open it again")
+        spaces.reach(self._extents(nodeid))
+
+    def give_to_kernel(self, nodeid: int) -> None:
+        """The kernel is about to be given the map of a logged file, whose bytes this process reaches no more."""
+        self._tree.mapped[self._base + nodeid % PROVISIONAL_ROWS] = 1
 
     # -- what the kernel remembers --------------------------------------------------------------
 
@@ -181,6 +232,8 @@ class Provisional:
                     log.error("%s is lost: it could not be logged when it was closed: %s", path, error)
                 if not tree.logged[slot]:
                     self._drop(slot)
+            if tree.opens[slot] == 0 and self._volume.spaces is not None:
+                self._volume.spaces.hide(self._extents(nodeid))
             self._retire(slot)
 
     # -- making and growing ---------------------------------------------------------------------
@@ -210,6 +263,7 @@ class Provisional:
             tree.atime[row] = tree.mtime[row] = tree.ctime[row] = 0
             tree.set_provisional_extent(row, 0, 0, 0)
             tree.set_provisional_name(row, name)
+            tree.mapped[row] = 0
             tree.lookups[slot], tree.opens[slot], tree.logged[slot] = 1, 1, 0
             tree.serial[slot] = nodeid
             self._by_name[parent, name] = nodeid
@@ -223,12 +277,13 @@ class Provisional:
         """
         row = self._base + nodeid % PROVISIONAL_ROWS
         tree = self._tree
-        with self._lock:
-            size = tree.size[row]
-            if end <= size:
-                return
-            moved = self._reserve(row, end)
+        size = tree.size[row]
+        if end <= size:
+            self.reach(nodeid)
+            return
+        moved = self._make_room(row, end)
         # The kernel lets nobody else change the size meanwhile, and other files need not wait.
+        self.reach(nodeid)
         if moved is not None:
             self._move(row, moved, size)
         if written is None or written > size:
@@ -244,6 +299,7 @@ class Provisional:
         if size > before:
             self.grow(nodeid, size)
         elif size < before:
+            self.reach(nodeid)
             # A mapping shows the rest of the last page.
             self._zero(row, size, min(before, whole_pages(size)))
             self._tree.size[row] = size
@@ -284,6 +340,18 @@ class Provisional:
     def _extent(self, row: int) -> Extent | None:
         return self._tree.provisional_extent(row)
 
+    def _make_room(self, row: int, end: int) -> Extent | None:
+        """`_reserve`, once more where space is about to be given back."""
+        try:
+            with self._lock:
+                return self._reserve(row, end)
+        except NoSpaceError:
+            spaces = self._volume.spaces
+            if spaces is None or not spaces.await_returns():
+                raise
+        with self._lock:
+            return self._reserve(row, end)
+
     def _reserve(self, row: int, end: int) -> Extent | None:
         """Reserve space for `end` bytes, in place if possible; where it is not, the result is where to move the file.
         The space doubles, so that growing stays cheap."""
@@ -312,18 +380,20 @@ class Provisional:
     def _move(self, row: int, target: Extent, used: int) -> None:
         """Move the `used` bytes of a row to `target`. Lookups and other files go on meanwhile; nobody writes to this
         one (`changing`)."""
-        space = self._volume.space
+        volume = self._volume
         extent = self._extent(row)
         assert extent is not None
         try:
-            self._volume.copy_range(Extent(extent.device, extent.offset, used), target)
+            if volume.spaces is not None:
+                volume.spaces.reach((target,))
+            volume.copy_range(Extent(extent.device, extent.offset, used), target)
         except BaseException:
             with self._lock:
-                space.free_again(Fmap((target,)))
+                volume.free(Fmap((target,)))
             raise
         with self._lock:
             self._tree.set_provisional_extent(row, target.device, target.offset, target.length)
-            space.free_again(Fmap((extent,)))
+            volume.free(Fmap((extent,)))
 
     def _trim(self, row: int, size: int) -> Extent:
         """Give back what a growing file had reserved beyond its size."""
@@ -332,7 +402,7 @@ class Provisional:
         length = whole_units(size)
         if length < extent.length:
             rest = Extent(extent.device, extent.offset + length, extent.length - length)
-            self._volume.space.free_again(Fmap((rest,)))
+            self._volume.free(Fmap((rest,)))
             extent = Extent(extent.device, extent.offset, length)
             self._tree.set_provisional_extent(row, extent.device, extent.offset, extent.length)
         return extent
@@ -350,7 +420,7 @@ class Provisional:
         tree = self._tree
         extent = self._extent(row)
         if extent is not None:
-            self._volume.space.free_again(Fmap((extent,)))
+            self._volume.free(Fmap((extent,)))
             tree.set_provisional_extent(row, 0, 0, 0)
         tree.mode[row] = 0
         self._by_name.pop((tree.parent[row], tree.name(row)), None)

@@ -76,6 +76,17 @@ class FreeRuns:
                 return
             self._carve(run_start, run_end, max(start, run_start), min(end, run_end))
 
+    def within(self, start: int, length: int) -> list[tuple[int, int]]:
+        """What is free of [start, start + length), as (start, length), ascending."""
+        end = start + length
+        found = []
+        for run_end in self._runs.irange(start + 1):
+            first = max(self._runs[run_end], start)
+            if first >= end:
+                break
+            found.append((first, min(run_end, end) - first))
+        return found
+
     def release(self, start: int, length: int) -> None:
         """Give back a range that was claimed."""
         end = start + length
@@ -296,6 +307,12 @@ class Space:
                 self._usable[extent.device].release(extent.offset, extent.length)
             # The next file goes where this one would have been, so that failures leave no holes.
             self._cursors[extent.device] = min(self._cursors[extent.device], extent.offset)
+
+    def take_free(self, extent: Extent) -> list[Extent]:
+        """Take whatever is free of an extent, to be given back by `free_again`."""
+        taken = [Extent(extent.device, *piece) for piece in self._usable[extent.device].within(*extent[1:])]
+        self.own(taken)
+        return taken
 
     def extend(self, extent: Extent, length: int) -> bool:
         """Make an extent that is owned `length` bytes long in place, if what lies behind it is free."""

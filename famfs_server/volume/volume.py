@@ -12,11 +12,13 @@ from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 from uuid import UUID
 
+from famfs_server.dax.partial import PartialMemory
 from famfs_server.errors import (
     DeviceFaultError,
     ExistsError,
     LogFullError,
     MediaError,
+    NoSpaceError,
     NoSuchPathError,
     NotADirectoryPathError,
     PathError,
@@ -31,6 +33,7 @@ from famfs_server.volume.faults import Fault
 from famfs_server.volume.namespace import Namespace, NewNode
 from famfs_server.volume.replay import Damage, Replay, Stop, is_plain, normalise
 from famfs_server.volume.space import Interleave, Space
+from famfs_server.volume.spacefiles import SpaceFiles
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +164,8 @@ class Volume:
         else:
             self.namespace, self._space, self._replay = self._start(resumed, bulk=True)
             self._settled = False
+        self.spaces = SpaceFiles(self, memory) if isinstance(memory, PartialMemory) else None
+        """How new space is reached where the kernel alone can map it; nothing where this process maps the device."""
         if resumed is None:
             self._load(header.next_index, reading)
         elif header.next_index != resumed.replayed:
@@ -232,6 +237,10 @@ class Volume:
         tree = self.namespace
         for nodeid in tree.reserving_rows():
             self._space.own(tree.fmap(nodeid).extents)
+        if self.spaces is not None:
+            # What a predecessor reached and nobody owns now is free when the kernel has forgotten it.
+            for extent in self.spaces.live.values():
+                self.spaces.hold(self._space.take_free(extent))
 
     def close(self) -> None:
         """Let go of the namespace. The devices' memory belongs to whoever mapped it."""
@@ -400,10 +409,13 @@ class Volume:
                 raise DeviceFaultError(f"device {device} of {self.device} is not attached")
             if start + count > memory.size:
                 raise DeviceFaultError(f"device {device} of {self.device} ends before the file's bytes")
-            if start + count > memory.reach:
+            if start + count > memory.reach and not self._reached(Extent(device, start, count)):
                 raise DeviceFaultError(f"file data on device {device} of {self.device} are for the kernel alone")
             ranges.append((memory, start, count))
         return ranges
+
+    def _reached(self, extent: Extent) -> bool:
+        return self.spaces is not None and self.spaces.shows((extent,))
 
     def read(self, nodeid: int, offset: int, length: int) -> bytes:
         """A copy of file bytes as memory has them now, shorter at the end of the file."""
@@ -427,11 +439,18 @@ class Volume:
 
     @property
     def reaches_data(self) -> bool:
-        """Whether this process can read and store file data; in famfs mode the kernel alone can."""
+        """Whether this process can read and store all file data; in famfs mode it reaches new space alone, for a
+        time."""
         return self._memory.reach == self._memory.size
 
+    @property
+    def can_fill(self) -> bool:
+        """Whether this process can zero and write new space."""
+        return self.reaches_data or (self.spaces is not None and self.spaces.open is not None)
+
     def write_back(self, nodeid: int) -> None:
-        """Write a whole file's cache lines back to memory. Nothing to do where others have stored all of its bytes."""
+        """Write a whole file's cache lines back to memory. Nothing to do in famfs mode: what this process has stored it
+        has written back, and the rest others have stored."""
         if self.reaches_data:
             self.write_back_ranges(self._ranges(nodeid, 0, self.namespace.size[nodeid]))
 
@@ -472,6 +491,22 @@ class Volume:
 
     def reserve(self, files: Sequence[NewFile]) -> "Reservation":
         """Names and space for `files`, which nobody sees before they are logged. Raises the errors of `create_many`."""
+        try:
+            reservation = self._reserve(files)
+        except NoSpaceError:
+            if self.spaces is None or not self.spaces.await_returns():
+                raise
+            reservation = self._reserve(files)
+        if self.spaces is not None:
+            extents = [extent for fmap in reservation.maps for extent in fmap.extents]
+            try:
+                self.spaces.reach(fmap_arithmetic.joined(extents))
+            except BaseException:
+                self.give_up(reservation)
+                raise
+        return reservation
+
+    def _reserve(self, files: Sequence[NewFile]) -> "Reservation":
         with self.lock:
             self._begin_append(len(files) + len(self.promised) + len(self.being_made))
             places = self._places([new.path for new in files])
@@ -489,12 +524,16 @@ class Volume:
         with self.lock:
             nodes = self._log_files(reservation.files, reservation.maps, reservation.places)
             self.being_made.difference_update(reservation.places)
-            return nodes
+        if self.spaces is not None:
+            for fmap in reservation.maps:
+                self.spaces.hide(fmap.extents)
+        return nodes
 
     def give_up(self, reservation: "Reservation") -> None:
         """Give names and space of a reservation back."""
         with self.lock:
-            self._free(reservation.maps)
+            for fmap in reservation.maps:
+                self.free(fmap)
             self.being_made.difference_update(reservation.places)
 
     def fresh(self, files: Sequence[NewFile], maps: Sequence[Fmap]) -> Iterator[Extent]:
@@ -506,9 +545,12 @@ class Volume:
             for new, fmap in zip(files, maps, strict=True):
                 yield from fmap_arithmetic.runs(fmap, 0, whole_pages(new.size))
 
-    def _free(self, maps: Sequence[Fmap]) -> None:
-        for fmap in maps:
+    def free(self, fmap: Fmap) -> None:
+        """Give space back that the log does not name."""
+        if self.spaces is None:
             self.space.free_again(fmap)
+        else:
+            self.spaces.free(fmap)
 
     def log_promised(self, new: NewFile, fmap: Fmap, place: tuple[int, bytes]) -> int:
         """Log a file whose space is allocated already and whose name, `place`, was promised to it; its nodeid.

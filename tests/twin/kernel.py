@@ -8,11 +8,14 @@ of the hangs and crashes that running ones have shown.
 """
 
 import errno
+import fcntl
+import json
 import mmap
 import os
 import select
 import socket
 import stat
+import struct
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
@@ -54,6 +57,7 @@ class Op(IntEnum):
     SETATTR = 4
     MKNOD = 8
     MKDIR = 9
+    UNLINK = 10
     OPEN = 14
     READ = 15
     WRITE = 16
@@ -68,6 +72,7 @@ class Op(IntEnum):
     CREATE = 35
     INTERRUPT = 36
     BATCH_FORGET = 42
+    FALLOCATE = 43
     READDIRPLUS = 44
     GET_FMAP = 54
     GET_DAXDEV = 55
@@ -81,6 +86,7 @@ class Bit(IntFlag):
     AUTO_INVAL_DATA = 1 << 12
     WRITEBACK_CACHE = 1 << 16
     INIT_EXT = 1 << 30
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
     HAS_RESEND = 1 << 39
     OVER_IO_URING = 1 << 41
     RFC_DAX_FMAP = 1 << 42
@@ -88,6 +94,11 @@ class Bit(IntFlag):
 
 
 _HARMFUL = Bit.ATOMIC_O_TRUNC | Bit.SPLICE | Bit.AUTO_INVAL_DATA | Bit.WRITEBACK_CACHE | Bit.OVER_IO_URING
+_FLOCK = Struct("hhqqi4x")
+_SPACE_LOCKS = 1 << 60
+"""Where the bytes are that stand for files of new space: beyond what the server locks."""
+_LOOK_SECONDS = 0.005
+"""How often it is looked whether space is still open."""
 _NOTIFY_INVAL_ENTRY = 3
 _NOTIFY_STORE = 4
 _NOTIFY_RESEND = 7
@@ -95,6 +106,10 @@ UNIQUE_RESEND = 1 << 63
 _NOTIFY_SIZES = {2: 24, 7: 0}
 _FOPEN_DIRECT_IO = 1
 _SETATTR_SIZE, _SETATTR_FH, _SETATTR_LOCKOWNER = 8, 64, 512
+
+
+def _space_lock(nodeid: int) -> bytes:
+    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _SPACE_LOCKS + nodeid % (1 << 40), 1, 0)
 
 
 class Attr(NamedTuple):
@@ -155,6 +170,12 @@ class Device:
         if self.driver != "fsdev_dax":
             return errno.EOPNOTSUPP if self.driver else errno.ENODEV
         return errno.EBUSY if self.held else 0
+
+    def is_free(self, lock: bytes) -> bool:
+        """Whether nobody holds a lock."""
+        with open(self.path, "r+b") as file:
+            found = fcntl.fcntl(file.fileno(), fcntl.F_OFD_GETLK, lock)
+        return struct.unpack_from("h", found)[0] == fcntl.F_UNLCK
 
     def close(self) -> None:
         """Unmap."""
@@ -228,6 +249,11 @@ class FakeKernel:
         self.no_open = self.no_flush = False
         self.private: list[OpenFile] = []
         """What the server itself has open."""
+        self.spaces: list[OpenFile] = []
+        """New space that it has open or mapped."""
+        self.keep_spaces = False
+        """Do not forget them, as if somebody else had them open."""
+        self.kept: list[Inode] = []
         self.max_write = PAGE
         self._fuse = fuse
         self._ioctls = ioctls
@@ -327,7 +353,14 @@ class FakeKernel:
         watched += [end for end in (self._ioctls, self._opens) if end]
         if also is not None:
             watched.append(also)
-        ready = select.select(watched, [], [], seconds)[0]
+        ready: list[socket.socket | int] = []
+        deadline = time.monotonic() + seconds
+        while not ready:
+            self._evict_spaces()
+            left = max(deadline - time.monotonic(), 0)
+            ready = select.select(watched, [], [], min(left, _LOOK_SECONDS) if self.spaces else left)[0]
+            if not left:
+                break
         if also in ready:
             return False
         # Replies first: what an ioctl may do depends on how INIT was answered.
@@ -449,6 +482,8 @@ class FakeKernel:
         answered = Bit(low | high << 32)
         if unasked := answered & ~self.offered:
             raise TwinViolation(f"bits {unasked:#x} were not offered")
+        if Bit.DAX_FMAP in answered and Bit.DIRECT_IO_ALLOW_MMAP in answered:
+            raise TwinViolation("a new file can be mapped before it has a map: the next fault hangs for ever")
         if harmful := answered & _HARMFUL:
             raise TwinViolation(
                 f"bits {harmful:#x} were negotiated: they truncate, tear mappings down or need a device"
@@ -472,27 +507,57 @@ class FakeKernel:
         self._ioctls.send(Struct("<i").pack(result))
 
     def _answer_open(self) -> None:
-        """openat(2) below a private copy of the mount: a file to be mapped, or the errno."""
+        """openat(2) and unlinkat(2) below a private copy of the mount: a file to be mapped, or the errno."""
         assert self._opens is not None
-        data = self._opens.recv(4096)
+        data, ends, _, _ = socket.recv_fds(self._opens, 4096, 1)
         if not data:
             self._opens = None
             return
-        flags, path = Struct("<i").unpack_from(data)[0], data[4:]
-        try:
-            descriptor = self.open_to_map(path, flags)
-        except OSError as error:
-            self._opens.send(Struct("<i").pack(error.errno or errno.EIO))
-            return
-        socket.send_fds(self._opens, [Struct("<i").pack(0)], [descriptor])
-        os.close(descriptor)
+        asked = json.loads(data)
+        path = os.fsencode(asked["path"])
+        path = path if path.startswith(b".meta/") else b".meta/" + path
+        with socket.socket(fileno=ends[0]) as end:
+            descriptors: list[int] = []
+            try:
+                if asked["call"] == "unlink":
+                    self.unlink(path)
+                else:
+                    descriptors = [self.open_to_map(path, asked["flags"])]
+            except OSError as error:
+                answer = Struct("<i").pack(error.errno or errno.EIO)
+            else:
+                answer = Struct("<i").pack(0)
+            # Who asked may be dead.
+            with suppress(BrokenPipeError):
+                socket.send_fds(end, [answer], descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def unlink(self, path: bytes) -> None:
+        """unlink(2). An inode without a name is evicted when nobody has it open any more."""
+        parent, _, name = path.rpartition(b"/")
+        directory = self.resolve(parent)
+        inode = self.lookup(directory, name)
+        self.call(Op.UNLINK, directory.nodeid, name + b"\0")
+        inode.named = False
 
     def open_to_map(self, path: bytes, flags: int) -> int:
-        """A descriptor whose mappings show the file. They stand for the device's memory, and what is stored there does
-        not come to the device."""
+        """A descriptor whose mappings show the file.
+
+        For the files of `.meta` they stand for the device's memory, and what is stored there does not come to the
+        device. Space is the device itself, and the kernel knows when the last mapping of it has gone.
+        """
         opened = self.open(self.resolve(path), flags)
-        if opened.inode.map is None:
+        found = opened.inode.map
+        if found is None:
             raise maps.refuse(errno.ENODEV, "no map")
+        if path.rpartition(b"/")[2].startswith(b".space-"):
+            (extent,) = found.ranges()
+            if opened.inode.attr.mode & 0o77 or opened.inode.attr.uid != os.geteuid():
+                raise TwinViolation(f"others may open {path!r}")
+            descriptor = self.hold_space(self.slots[extent.device], opened.inode.nodeid)
+            self.spaces.append(opened)
+            return descriptor
         descriptor = os.memfd_create(os.fsdecode(path))
         os.ftruncate(descriptor, opened.inode.size)
         at = 0
@@ -505,6 +570,32 @@ class FakeKernel:
             at += len(piece)
         self.private.append(opened)
         return descriptor
+
+    @staticmethod
+    def hold_space(device: Device | None, nodeid: int) -> int:
+        """The device, opened once more, with a lock that lasts as long as this open file: while anybody has a
+        descriptor or a mapping of it."""
+        assert device is not None
+        descriptor = os.open(device.path, os.O_RDWR | os.O_CLOEXEC)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _space_lock(nodeid))
+        return descriptor
+
+    def _evict_spaces(self) -> None:
+        """Files of space that have no name and that nobody has open or mapped any more are forgotten."""
+        for opened in list(self.spaces):
+            inode = opened.inode
+            device = self.slots[0]
+            assert device is not None
+            if inode.named or not device.is_free(_space_lock(inode.nodeid)):
+                continue
+            self.spaces.remove(opened)
+            if opened.asked:
+                # Nobody waits for the answer to this one.
+                self.send(Op.RELEASE, inode.nodeid, Struct("<QIIQ").pack(opened.handle, opened.flags, 0, 0))
+            if self.keep_spaces:
+                self.kept.append(inode)
+            else:
+                self.forget(inode)
 
     def ioctl(self, number: int, argument: bytes, descriptor: int | None) -> int:
         """What an ioctl on the server's /dev/fuse returns: 0, or -errno."""

@@ -9,6 +9,7 @@ through a second socket.
 import fcntl
 import json
 import logging
+import mmap
 import multiprocessing
 import os
 import signal
@@ -23,7 +24,9 @@ from uuid import UUID
 
 from famfs_server.daemon.options import parse_options
 from famfs_server.daemon.supervisor import Supervisor
+from famfs_server.dax import partial
 from famfs_server.dax.device import DaxDevice, Mode
+from famfs_server.dax.partial import PartialMemory
 from famfs_server.errors import FamfsError
 from famfs_server.fuse.mountapi import DetachedMount
 from famfs_server.fuse.session import Session
@@ -60,6 +63,8 @@ def serve(
     run_directory.mkdir(exist_ok=True)
     fcntl.ioctl = _forwarding(fuse.fileno(), ioctls)
     os.open = _opening(opens)
+    os.unlink = _unlinking(opens)
+    PartialMemory.show = _showing(image)  # type: ignore[method-assign]
     status = 1
     try:
         device = DaxDevice.open(image)
@@ -91,21 +96,69 @@ class Directory:
         return os.open("/", os.O_RDONLY)
 
 
+def _asks_kernel(path: Any, dir_fd: int | None) -> bool:
+    """Whether a path leads to the own mount: by one of the names that the server itself opens."""
+    return dir_fd is not None and str(path).startswith((".meta", ".space-"))
+
+
+def _ask(kernel: socket.socket, what: str, flags: int, path: Any) -> list[int]:
+    """Have the fake kernel carry out a system call on the mount; descriptors that come of it. Each call has a socket
+    of its own for the answer: whoever made it may be dead by then."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        text = json.dumps({"call": what, "flags": flags, "path": str(path)}).encode()
+        socket.send_fds(kernel, [text], [theirs.fileno()])
+        theirs.close()
+        answer, descriptors, _, _ = socket.recv_fds(ours, 16, 1)
+    (number,) = Struct("<i").unpack(answer)
+    if number:
+        raise OSError(number, os.strerror(number))
+    return list(descriptors)
+
+
 def _opening(kernel: socket.socket) -> Callable[..., int]:
     """os.open, but for what lies in `.meta`."""
     real = os.open
 
     def opening(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if dir_fd is None or not str(path).startswith(".meta/"):
+        if not _asks_kernel(path, dir_fd):
             return real(path, flags, mode, dir_fd=dir_fd)
-        kernel.send(Struct("<i").pack(flags) + os.fsencode(path))
-        answer, descriptors, _, _ = socket.recv_fds(kernel, 16, 1)
-        (number,) = Struct("<i").unpack(answer)
-        if number:
-            raise OSError(number, os.strerror(number))
-        return descriptors[0]
+        if path == ".meta":
+            return real("/", flags)
+        return _ask(kernel, "open", flags, path)[0]
 
     return opening
+
+
+def _unlinking(kernel: socket.socket) -> Callable[..., None]:
+    """os.unlink, likewise."""
+    real = os.unlink
+
+    def unlinking(path: Any, *, dir_fd: int | None = None) -> None:
+        if _asks_kernel(path, dir_fd):
+            _ask(kernel, "unlink", 0, path)
+        else:
+            real(path, dir_fd=dir_fd)
+
+    return unlinking
+
+
+def _showing(image: str) -> Callable[..., None]:
+    """PartialMemory.show: a file of new space is the image itself here, as long as it is open, and not a file whose
+    first byte lies elsewhere."""
+    status = os.stat(image)
+
+    def showing(self: PartialMemory, offset: int, length: int, descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        assert (found.st_dev, found.st_ino) == (status.st_dev, status.st_ino)
+        with self._changing:
+            flags, protection = mmap.MAP_SHARED | partial._MAP_FIXED, mmap.PROT_READ | mmap.PROT_WRITE
+            address = self._address + offset
+            assert partial._libc.mmap(address, length, protection, flags, descriptor, offset) == address
+            partial._libc.madvise(address, length, partial._MADV_DONTFORK)
+            self._shown[offset] = offset + length
+
+    return showing
 
 
 def _mount(

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device that the server may not map: superblock and log come through the mount, from a kernel that has maps."""
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,13 +131,6 @@ def test_fsync_and_flush_of_a_mapped_file(site: Site) -> None:
     assert kernel.write(opened, 5, b"data") == 4
     kernel.call(Op.FSYNC, opened.inode.nodeid, Struct("<QII").pack(0, 0, 0))
     kernel.close_file(opened)
-
-
-def test_files_cannot_be_made(site: Site) -> None:
-    """New space would have to be zeroed, and only the kernel reaches it."""
-    with pytest.raises(OSError) as error:  # noqa: PT011 - which errno it is, is checked
-        site.twin.kernel.create(site.twin.kernel.root(), b"new")
-    assert error.value.errno == errno.EOPNOTSUPP
 
 
 def test_client(tree: Tree) -> None:

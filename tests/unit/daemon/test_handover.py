@@ -37,7 +37,8 @@ def held(tmp_path: Path) -> Iterator[Held]:
     fuse = os.memfd_create("fuse")
     session = Session.create(fuse)
     decision = Decision("fmap", "because", GENERATIONS[:2])
-    meta = OwnFiles(MetaFiles(os.memfd_create("a"), os.memfd_create("b"), 8 << 20, True, *os.pipe()[:1]), os.pipe()[1])
+    files = [os.memfd_create(name) for name in "abc"]
+    meta = OwnFiles(MetaFiles(*files, 8 << 20, True, *os.pipe()[:1]), os.pipe()[1])
     options = parse_options(device.path, "/mnt/famfs", OPTIONS)
     agreed = Negotiated(b"init bytes", decision)
     further = {FURTHER: DaxDevice.open(str(format_device(tmp_path / "further")))}

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of a device that only the kernel maps whole: two files for its first bytes, and nothing for the rest."""
+"""The memory of a device that only the kernel maps whole: two files for its first bytes, and others
+for parts of the rest, for a time."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from famfs_server.dax.partial import PartialMemory
-from famfs_server.errors import DeviceError, DeviceFaultError, UnreachableError
+from famfs_server.errors import DeviceError, DeviceFaultError
 
 MIB = 1 << 20
 SIZE = 1 << 30
@@ -59,12 +60,48 @@ def test_read_only(parts: tuple[int, int]) -> None:
         memory.write(0, b"x")
 
 
-def test_file_data_are_out_of_reach(memory: PartialMemory) -> None:
+def test_what_nothing_shows_is_out_of_reach(memory: PartialMemory) -> None:
+    for act in (
+        lambda: memory.read(6 * MIB, 1),
+        lambda: memory.zero(6 * MIB, 2 * MIB),
+        lambda: memory.read(SIZE - 1, 1),
+    ):
+        with pytest.raises(DeviceFaultError):
+            act()
     with pytest.raises(ValueError, match="buffer"):
-        memory.read(6 * MIB, 1)
-    with pytest.raises(UnreachableError, match="mounted in devdax mode") as error:
-        memory.zero(6 * MIB, 2 * MIB)
-    assert "\n" not in str(error.value)
+        memory.read(SIZE, 1)
+    assert memory.hidden(8 * MIB, 4 * MIB) == [(8 * MIB, 4 * MIB)]
+    assert not memory.shows(8 * MIB, 1)
+    assert memory.shows(0, 6 * MIB)
+
+
+def test_files_show_more_for_a_time(memory: PartialMemory) -> None:
+    descriptors = [scratch(2 * MIB, b"third"), scratch(4 * MIB, b"fourth")]
+    for offset, length, descriptor in zip((10 * MIB, 14 * MIB), (2 * MIB, 4 * MIB), descriptors, strict=True):
+        memory.show(offset, length, descriptor)
+    assert memory.read(10 * MIB, 5) + memory.read(14 * MIB, 6) == b"thirdfourth"
+    memory.write(18 * MIB - 3, b"end")
+    assert os.pread(descriptors[1], 3, 4 * MIB - 3) == b"end"
+    assert memory.shows(10 * MIB, 2 * MIB)
+    assert not memory.shows(10 * MIB, 2 * MIB + 1)
+    assert memory.hidden(9 * MIB, 10 * MIB) == [(9 * MIB, MIB), (12 * MIB, 2 * MIB), (18 * MIB, MIB)]
+    assert memory.hidden(11 * MIB, 2 * MIB) == [(12 * MIB, MIB)]
+    # All of a file goes, whatever part of it is named, and none beside it.
+    memory.hide(12 * MIB, 3 * MIB)
+    with pytest.raises(DeviceFaultError):
+        memory.read(17 * MIB, 1)
+    assert memory.read(10 * MIB, 5) == b"third"
+    assert is_mapped(descriptors[0])
+    assert not is_mapped(descriptors[1])
+    assert memory.hidden(0, SIZE)[1:] == [(12 * MIB, SIZE - 12 * MIB)]
+
+
+def test_mapping_goes_with_its_memory(parts: tuple[int, int]) -> None:
+    memory = PartialMemory([(parts[0], 2 * MIB)], SIZE, writable=[False])
+    assert is_mapped(parts[0])
+    memory.close()
+    del memory
+    assert not is_mapped(parts[0])
 
 
 def test_released_memory_is_gone_for_its_users_too(memory: PartialMemory, parts: tuple[int, int]) -> None:
