@@ -357,8 +357,8 @@ class FileSystem:
 
     def must_be_reached(self, nodeid: int) -> bool:
         """Whether reading the file would hold up other requests: only a kernel can map it, and this process has to be
-        given a file that shows it first."""
-        return nodeid >= FIRST_PROVISIONAL and not self.made.shows(nodeid)
+        given a file that shows it first, or is about to let go of it."""
+        return self.volume.spaces is not None and (self.made.is_changing(nodeid) or not self.made.shows(nodeid))
 
     def flushes_long(self, nodeid: int) -> bool:
         """Whether writing a file back would hold up other requests."""

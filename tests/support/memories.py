@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from famfs_server.dax.memory import Memory
+from famfs_server.omf import layout
 from famfs_server.volume.format import make_filesystem
+from famfs_server.volume.volume import NewFile, Volume
 
 HOST = UUID("f00dcafe-0102-4304-8506-0708090a0b0c")
 LINE = 64
@@ -118,3 +120,21 @@ class CrashMemory(ScratchMemory):
 def formatted(memory: Memory) -> None:
     """Put an empty file system of HOST there."""
     make_filesystem(memory, "memory", HOST, log_length=LOG_LENGTH, uuid=UUID(int=1), device_uuid=UUID(int=2))
+
+
+def meta_files(size: int, *files: NewFile) -> tuple[int, int]:
+    """Superblock and log of a volume with `files`, on a device of `size` bytes in famfs mode: two open files."""
+    whole = ScratchMemory(size)
+    formatted(whole)
+    volume = Volume(whole, HOST, "memory")
+    for new in files:
+        volume.create(new)
+    volume.close()
+    pair = []
+    for start, length in ((layout.SUPERBLOCK_OFFSET, layout.SUPERBLOCK_REGION), (layout.LOG_OFFSET, LOG_LENGTH)):
+        descriptor = os.memfd_create("meta")
+        os.ftruncate(descriptor, length)
+        os.pwrite(descriptor, whole.read(start, 64 << 10), 0)
+        pair.append(descriptor)
+    whole.close()
+    return pair[0], pair[1]

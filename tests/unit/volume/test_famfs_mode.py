@@ -11,7 +11,7 @@ from famfs_server.errors import DeviceError, DeviceFaultError, NoSpaceError, Rol
 from famfs_server.omf import layout
 from famfs_server.omf.log import Extent
 from famfs_server.volume.volume import NewFile, Volume
-from memories import HOST, LOG_LENGTH, ScratchMemory, formatted
+from memories import HOST, LOG_LENGTH, meta_files
 
 SIZE = 4 << 30
 MIB = 1 << 20
@@ -20,19 +20,8 @@ MIB = 1 << 20
 @pytest.fixture
 def files() -> Iterator[tuple[int, int]]:
     """Superblock and log of a volume with one file."""
-    whole = ScratchMemory(SIZE)
-    formatted(whole)
-    volume = Volume(whole, HOST, "memory")
-    volume.create(NewFile(b"old", 3 * MIB, 0o644, 0, 0))
-    volume.close()
-    pair = []
-    for start, length in ((layout.SUPERBLOCK_OFFSET, layout.SUPERBLOCK_REGION), (layout.LOG_OFFSET, LOG_LENGTH)):
-        descriptor = os.memfd_create("meta")
-        os.ftruncate(descriptor, length)
-        os.pwrite(descriptor, whole.read(start, 64 << 10), 0)
-        pair.append(descriptor)
-    whole.close()
-    yield pair[0], pair[1]
+    pair = meta_files(SIZE, NewFile(b"old", 3 * MIB, 0o644, 0, 0))
+    yield pair
     for descriptor in pair:
         os.close(descriptor)
 
