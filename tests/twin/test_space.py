@@ -5,6 +5,7 @@ and no two inodes ever stand for one page (findings 1.7, 1.8)."""
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from struct import Struct
@@ -61,6 +62,11 @@ class Site:
         assert opened.inode.map is not None
         assert not self.kernel.spaces, "nobody holds what the map shows"
         return opened
+
+    def free(self) -> int:
+        """Free bytes, as statfs(2) says."""
+        _, blocks, *_ = Struct("<5Q4I24x").unpack(self.kernel.call(Op.STATFS, 1, exact=80))
+        return int(blocks) * PAGE
 
     def beside(self, call: Callable[[], object]) -> object:
         """The result of a call that waits for the server, while the kernel does its part."""
@@ -237,8 +243,12 @@ def test_space_that_is_used_up(site: Site) -> None:
     kernel.close_file(first)
     client = ControlClient(site.run_directory)
     for _ in range(3):
-        # What is given up comes back, and not before the kernel has forgotten it.
         assert isinstance(site.beside(lambda: client.put([new_file(b"cut", 23 * PMD)], cut_off())), ZeroDivisionError)
+        # What is given up comes back, when the server has seen the end of it and the kernel has forgotten it.
+        deadline = time.monotonic() + 30
+        while site.free() < 23 * PMD:
+            assert time.monotonic() < deadline
+            kernel.require_silence(0.01)
     last = site.create(b"last")
     kernel.setattr(last.inode, SIZE_VALID, size=23 * PMD, handle=last.handle)
     kernel.close_file(last)
