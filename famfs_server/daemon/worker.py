@@ -194,9 +194,9 @@ def _serve(assignment: Assignment) -> int:
         decision = takeover.decision
     _restrict_new_files(volume, decision)
     _default_striping(volume, assignment)
-    opener = None
-    if assignment.opener is not None and volume.spaces is not None and decision.candidates:
-        opener = OpenerLink(assignment.opener)
+    opener = OpenerLink(assignment.opener) if assignment.opener else None
+    # A kernel that does not map files would have this process ask itself for each page.
+    if opener is not None and volume.spaces is not None and decision.candidates:
         volume.spaces.open = opener.open
     settings = Settings(
         shadow=os.fsencode(assignment.run_directory),
