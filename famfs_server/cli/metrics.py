@@ -28,13 +28,17 @@ def command(*, mount: tuple[str, ...], output: str | None) -> int:
     if output is None:
         sys.stdout.write(text.decode())
         return 0 if len(found) == len(points) else 1
-    temporary = f"{output}.{os.getpid()}"
+    # A device or a pipe, such as /dev/null, is written to: replaced it would be gone for everybody.
+    replaced = os.path.isfile(output) or not os.path.lexists(output)
+    temporary = f"{output}.{os.getpid()}" if replaced else output
     try:
         with open(temporary, "wb") as file:
             file.write(text)
-        os.replace(temporary, output)
+        if replaced:
+            os.replace(temporary, output)
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(temporary)
+        if replaced:
+            with suppress(OSError):
+                os.unlink(temporary)
         raise OSError(error.errno, os.strerror(error.errno or 0), output) from error
     return 0 if len(found) == len(points) else 1

@@ -75,6 +75,10 @@ def test_metrics_are_what_prometheus_reads(mount: Mount, tmp_path: Path) -> None
 
     output = tmp_path / "famfs.prom"
     famfs("metrics", "-o", output, mount.path)
+    nothing = tmp_path / "nothing"
+    nothing.symlink_to("/dev/null")
+    famfs("metrics", "-o", nothing, mount.path)
+    assert nothing.is_symlink()
     directory = os.fsdecode(os.getxattr(mount.path, "user.famfs.shadow"))
     by_socket = succeed("curl", "-s", "--unix-socket", f"{directory}/sock", "http://localhost/metrics")
     for text in (famfs("metrics", mount.path), output.read_text(), by_socket):
