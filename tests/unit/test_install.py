@@ -43,7 +43,7 @@ def test_units_are_valid(root: Path, unit: str) -> None:
 
 
 def test_example_of_a_mount_unit_is_valid(root: Path) -> None:
-    assert analyze(root, "verify", "--man=no", str(ROOT / "famfs_server/systemd/mnt-famfs.mount")) == "0"
+    assert analyze(root, "verify", "--man=no", str(ROOT / "systemd/mnt-famfs.mount")) == "0"
 
 
 def test_exposure(root: Path) -> None:

@@ -20,7 +20,7 @@ from programs import BIN, SECONDS, here, mounts, run
 
 SetMode = Callable[[str, str], Path]
 
-SOURCES = Path(__file__).parents[2] / "famfs_server/systemd"
+SOURCES = Path(__file__).parents[2] / "systemd"
 UNITS = Path("/run/systemd/system")
 CONFIGURATION = Path("/etc/famfs")
 LIMIT = 300
