@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import select
+import signal
 import stat
 import sys
 from collections.abc import Callable
@@ -242,9 +243,16 @@ def _daemonise(
         _become_daemon(options, device, host, run_directory, fuse, _Parent(speak))
     os.close(speak)
     line = b""
-    with waiting():
-        while not line.endswith(b"\n") and (data := os.read(hear, 65536)):
-            line += data
+    try:
+        with waiting():
+            while not line.endswith(b"\n") and (data := os.read(hear, 65536)):
+                line += data
+    except BaseException:
+        # Ctrl-C reaches this process alone; who gives up waiting must not find a mount later.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        raise
     os.close(hear)
     if not line:
         os.waitpid(pid, 0)
