@@ -131,7 +131,9 @@ def test_plane_that_cannot_go_on_is_no_end_of_the_connection(connection: Connect
     connection.channel.resume(INIT)
     assert connection.start() == abi.resend()
     connection.session.libfuse_end.close()
-    connection.kernel.send(abi.IN_HEADER.pack(abi.IN_HEADER.size, Opcode.SYMLINK, 4, 1, 0, 0, 1, 0))
+    names = b"link\0target\0"
+    header = abi.IN_HEADER.pack(abi.IN_HEADER.size + len(names), Opcode.SYMLINK, 4, 1, 0, 0, 1, 0)
+    connection.kernel.send(header + names)
     assert connection.outcome.wait() == ["failed"]
 
 
