@@ -8,7 +8,6 @@ forgets the inode as soon as the worker has let go of it, whether that is alive 
 
 import errno
 import os
-import select
 import socket
 import threading
 from struct import Struct
@@ -17,6 +16,7 @@ import prctl
 
 from famfs_server import privileges
 from famfs_server.errors import DeviceError
+from famfs_server.fuse.notifier import other_end_gone
 
 SECONDS = 30.0
 """How long a worker waits for a file to be opened."""
@@ -79,11 +79,7 @@ class OpenerLink:
     @property
     def gone(self) -> bool:
         """Whether the opener has ended, and not because it was let go."""
-        if self._connection.fileno() < 0:
-            return False
-        watched = select.poll()
-        watched.register(self._connection, 0)
-        return bool(watched.poll(0))
+        return self._connection.fileno() >= 0 and other_end_gone(self._connection.fileno())
 
     def close(self) -> None:
         """Let the opener end."""

@@ -24,7 +24,7 @@ from famfs_server.volume import namespace as ns
 from famfs_server.volume.check import describe_stop
 from famfs_server.volume.provisional import FIRST_PROVISIONAL, NUMBER_BITS, Provisional
 from famfs_server.volume.replay import Damage
-from famfs_server.volume.spacefiles import FIRST_SPACE, PREFIX
+from famfs_server.volume.spacefiles import FIRST_SPACE, PREFIX, SpaceFiles
 from famfs_server.volume.volume import Role, Volume
 
 log = logging.getLogger(__name__)
@@ -130,21 +130,17 @@ class FileSystem:
 
     def remember(self, nodeid: int) -> None:
         """The kernel is about to be given a nodeid; only those that the log does not know are counted."""
-        if nodeid < FIRST_PROVISIONAL:
-            return
-        if nodeid < FIRST_SPACE:
-            self.made.remember(nodeid)
-        elif self.volume.spaces is not None:
-            self.volume.spaces.remember(nodeid)
+        if nodeid >= FIRST_PROVISIONAL and (keeper := self._keeper(nodeid)) is not None:
+            keeper.remember(nodeid)
 
     def forget(self, nodeid: int, count: int) -> None:
         """The kernel gives a nodeid back."""
-        if nodeid < FIRST_PROVISIONAL:
-            return
-        if nodeid < FIRST_SPACE:
-            self.made.forget(nodeid, count)
-        elif self.volume.spaces is not None:
-            self.volume.spaces.forget(nodeid, count)
+        if nodeid >= FIRST_PROVISIONAL and (keeper := self._keeper(nodeid)) is not None:
+            keeper.forget(nodeid, count)
+
+    def _keeper(self, nodeid: int) -> Provisional | SpaceFiles | None:
+        """Who keeps a nodeid that is not the log's."""
+        return self.made if nodeid < FIRST_SPACE else self.volume.spaces
 
     def drop_left_names(self) -> None:
         """Have the kernel drop the names of space files that a predecessor has left, for nobody will take them away."""
@@ -272,11 +268,8 @@ class FileSystem:
 
     def _row_beyond(self, nodeid: int) -> int:
         """The row of what the log has not made, or 0."""
-        if nodeid < FIRST_PROVISIONAL:
-            return 0
-        if nodeid < FIRST_SPACE:
-            return self.made.row(nodeid)
-        return self.volume.spaces.row(nodeid) if self.volume.spaces is not None else 0
+        keeper = self._keeper(nodeid) if nodeid >= FIRST_PROVISIONAL else None
+        return keeper.row(nodeid) if keeper is not None else 0
 
     # -- attributes -----------------------------------------------------------------------------
 
@@ -523,10 +516,9 @@ class FileSystem:
     def map_given(self, nodeid: int) -> None:
         """The kernel is about to be given the map of a file. What is new is reached through that alone from now on."""
         if nodeid >= FIRST_PROVISIONAL and self.volume.spaces is not None:
-            if nodeid < FIRST_SPACE:
-                self.made.give_to_kernel(nodeid)
-            else:
-                self.volume.spaces.give_to_kernel(nodeid)
+            keeper = self._keeper(nodeid)
+            assert keeper is not None
+            keeper.give_to_kernel(nodeid)
 
     def lseek(self, nodeid: int, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE: a famfs file has no holes but its end."""

@@ -20,7 +20,7 @@ PROCESSES: Final = 64
 @dataclass(slots=True)
 class _Lister:
     directory: int
-    looks: bool
+    looks: bool = False
 
 
 class Listers:
@@ -33,14 +33,12 @@ class Listers:
 
     def begins(self, process: int, directory: int) -> bool:
         """A process begins to list a directory; whether it wants attributes, by what it did with the last one."""
-        before = self._of_process.pop(process, None)
-        if before is not None and self.listed.get(before.directory) is before:
-            del self.listed[before.directory]
-        elif before is None and len(self._of_process) == PROCESSES:
-            oldest = self._of_process.pop(next(iter(self._of_process)))
-            if self.listed.get(oldest.directory) is oldest:
-                del self.listed[oldest.directory]
-        self.listed[directory] = self._of_process[process] = _Lister(directory, looks=False)
+        before = forgotten = self._of_process.pop(process, None)
+        if before is None and len(self._of_process) == PROCESSES:
+            forgotten = self._of_process.pop(next(iter(self._of_process)))
+        if forgotten is not None and self.listed.get(forgotten.directory) is forgotten:
+            del self.listed[forgotten.directory]
+        self.listed[directory] = self._of_process[process] = _Lister(directory)
         return before is None or before.looks
 
     def looked_up(self, directory: int) -> None:

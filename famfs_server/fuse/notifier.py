@@ -63,9 +63,7 @@ class Notifier:
     @property
     def gone(self) -> bool:
         """Whether the process at the other end has ended."""
-        watched = select.poll()
-        watched.register(self._sink, 0)
-        return bool(watched.poll(0))
+        return other_end_gone(self._sink)
 
     def _write(self, notification: bytes) -> bool:
         try:
@@ -75,6 +73,13 @@ class Notifier:
         except BrokenPipeError:
             self.dropped += 1
         return True
+
+
+def other_end_gone(descriptor: int) -> bool:
+    """Whether nobody has the other end of a pipe or a socket any more."""
+    watched = select.poll()
+    watched.register(descriptor, 0)
+    return bool(watched.poll(0))
 
 
 def send_all(source: int, fuse: int) -> None:

@@ -38,30 +38,20 @@ NO_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
 """Requests that nothing may answer."""
 
 _SHORTEST: Final[dict[int, int]] = {
-    Opcode.LOOKUP: 2,
-    Opcode.GETATTR: abi.GETATTR_IN.size,
-    Opcode.SETATTR: abi.SETATTR_IN.size,
-    Opcode.MKDIR: abi.MKDIR_IN.size + 2,
-    Opcode.CREATE: abi.CREATE_IN.size + 2,
-    Opcode.FORGET: abi.FORGET_IN.size,
-    Opcode.BATCH_FORGET: abi.BATCH_FORGET_IN.size,
-    Opcode.FALLOCATE: abi.FALLOCATE_IN.size,
-    Opcode.OPEN: abi.OPEN_IN.size,
-    Opcode.READ: abi.READ_IN.size,
-    Opcode.WRITE: abi.WRITE_IN.size,
-    Opcode.READDIR: abi.READ_IN.size,
-    Opcode.READDIRPLUS: abi.READ_IN.size,
-    Opcode.GETXATTR: abi.GETXATTR_IN.size + 2,
-    Opcode.LISTXATTR: abi.GETXATTR_IN.size,
-    Opcode.LSEEK: abi.LSEEK_IN.size,
+    opcode: wellformed.FIXED.get(opcode, 0) + 2 * wellformed.NAMES.get(opcode, 0)
+    for opcode in (
+        *(Opcode.LOOKUP, Opcode.GETATTR, Opcode.SETATTR, Opcode.MKDIR, Opcode.CREATE, Opcode.FORGET),
+        *(Opcode.BATCH_FORGET, Opcode.FALLOCATE, Opcode.OPEN, Opcode.READ, Opcode.WRITE, Opcode.READDIR),
+        *(Opcode.READDIRPLUS, Opcode.GETXATTR, Opcode.LISTXATTR, Opcode.LSEEK),
+    )
 }
 """The least length of a request's body; shorter ones are EINVAL."""
 
 REQUEST: Final = Struct("<IIQQ")
 """The part of a request's header that every handler needs: len, opcode, unique, nodeid."""
 
-_MAKING: Final[dict[int, int]] = {Opcode.MKDIR: abi.MKDIR_IN.size, Opcode.CREATE: abi.CREATE_IN.size}
-"""Requests that make a name, and the bytes of their bodies before it."""
+_MAKING: Final = (Opcode.MKDIR, Opcode.CREATE)
+"""Requests that make a name."""
 
 _NSEC = 10**9
 _SIGN: Final = 1 << 63
@@ -102,7 +92,7 @@ class RequestPlane:
         known: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
-            Opcode.BATCH_FORGET: self._batch_forget,
+            Opcode.BATCH_FORGET: self._forget,
             Opcode.GETATTR: self._getattr,
             Opcode.SETATTR: self._setattr,
             Opcode.OPEN: self._open,
@@ -194,14 +184,7 @@ class RequestPlane:
         hand, and space would wait for that for ever."""
         if not self._record.in_hand:
             return
-        length, opcode, _, nodeid = REQUEST.unpack_from(self._buffer)
-        rows: list[tuple[int, int]] = []
-        if opcode == Opcode.FORGET:
-            rows = [(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))]
-        elif opcode == Opcode.BATCH_FORGET:
-            start = _BODY + abi.BATCH_FORGET_IN.size
-            rows = list(abi.FORGET_ONE.iter_unpack(self._view[start : length - (length - start) % 16]))
-        for node, count in rows:
+        for node, count in self._given_back():
             # Others are counted: what has been subtracted already must not be again.
             if node >= FIRST_SPACE:
                 self._fs.forget(node, count)
@@ -236,12 +219,19 @@ class RequestPlane:
         reply(self._fuse, abi.ENTRY_REPLY.pack(144, 0, unique, node, 0, timeout, timeout, 0, 0, *fs.attr(node)))
 
     def _forget(self, unique: int, nodeid: int, length: int) -> None:
-        self._fs.forget(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))
-
-    def _batch_forget(self, unique: int, nodeid: int, length: int) -> None:
-        start = _BODY + abi.BATCH_FORGET_IN.size
-        for node, count in abi.FORGET_ONE.iter_unpack(self._view[start : length - (length - start) % 16]):
+        for node, count in self._given_back():
             self._fs.forget(node, count)
+
+    def _given_back(self) -> list[tuple[int, int]]:
+        """What the FORGET or BATCH_FORGET in the buffer gives back: nodeids, and how often each had been given. Nothing
+        if it is another request."""
+        length, opcode, _, nodeid = REQUEST.unpack_from(self._buffer)
+        if opcode == Opcode.FORGET:
+            return [(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))]
+        if opcode != Opcode.BATCH_FORGET:
+            return []
+        start = _BODY + abi.BATCH_FORGET_IN.size
+        return list(abi.FORGET_ONE.iter_unpack(self._view[start : length - (length - start) % 16]))
 
     def _getattr(self, unique: int, nodeid: int, length: int) -> None:
         fs = self._fs
@@ -315,7 +305,7 @@ class RequestPlane:
         if began is None:
             self._record.note_change(unique, self._tree.replayed)
             return None
-        name = bytes(self._view[_BODY + _MAKING[opcode] : length - 1])
+        name = bytes(self._view[_BODY + wellformed.FIXED[opcode] : length - 1])
         if opcode == Opcode.CREATE:
             node = self._fs.made.find(nodeid, name)
             return (lambda *_: self._created(unique, node, OpenFlag.DIRECT_IO)) if node else None

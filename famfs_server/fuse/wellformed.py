@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a request is as long as it says, before libfuse sees it.
+"""How long requests are, and whether one is as long as it says, before libfuse sees it.
 
 libfuse believes a kernel: it takes sizes and counts from the request and looks for the end of a name until it finds
 one, in memory that is not the request's any more.
@@ -12,7 +12,7 @@ from famfs_server.fuse.abi import Opcode
 
 _BODY: Final = abi.IN_HEADER.size
 
-_FIXED: Final[dict[int, int]] = {
+FIXED: Final[dict[int, int]] = {
     Opcode.FORGET: abi.FORGET_IN.size,
     Opcode.GETATTR: abi.GETATTR_IN.size,
     Opcode.SETATTR: abi.SETATTR_IN.size,
@@ -29,6 +29,7 @@ _FIXED: Final[dict[int, int]] = {
     Opcode.GETXATTR: abi.GETXATTR_IN.size,
     Opcode.LISTXATTR: abi.GETXATTR_IN.size,
     Opcode.OPENDIR: abi.OPEN_IN.size,
+    Opcode.READDIR: abi.READ_IN.size,
     Opcode.READDIRPLUS: abi.READ_IN.size,
     Opcode.RELEASEDIR: abi.RELEASE_IN.size,
     Opcode.FSYNCDIR: abi.FSYNC_IN.size,
@@ -40,11 +41,13 @@ _FIXED: Final[dict[int, int]] = {
     Opcode.BMAP: abi.BMAP_IN.size,
     Opcode.POLL: abi.POLL_IN.size,
     Opcode.BATCH_FORGET: abi.BATCH_FORGET_IN.size,
+    Opcode.FALLOCATE: abi.FALLOCATE_IN.size,
+    Opcode.LSEEK: abi.LSEEK_IN.size,
     Opcode.RENAME2: abi.RENAME2_IN.size,
 }
 """Bytes of a body before its names or data; none where an opcode is missing."""
 
-_NAMES: Final[dict[int, int]] = {
+NAMES: Final[dict[int, int]] = {
     Opcode.LOOKUP: 1,
     Opcode.SYMLINK: 2,
     Opcode.MKNOD: 1,
@@ -69,11 +72,11 @@ def fits(request: memoryview, opcode: int, most: int) -> bool:
     """Whether libfuse can read `request`, all of it, without leaving it, and answer with at most `most` bytes."""
     if opcode in _NEVER_ANSWERED or int.from_bytes(request[:4], "little") != len(request):
         return False
-    start = _BODY + _FIXED.get(opcode, 0)
+    start = _BODY + FIXED.get(opcode, 0)
     if len(request) < start:
         return False
     rest = len(request) - start
-    names = _NAMES.get(opcode)
+    names = NAMES.get(opcode)
     if names is not None:
         return rest > 0 and request[-1] == 0 and bytes(request[start:]).count(0) == names
     if opcode == Opcode.WRITE:

@@ -52,6 +52,12 @@ EXTENT = np.dtype([("device", "<u4"), ("reserved", "<u4"), ("offset", "<u8"), ("
 """Laid out like the kernel's simple extent (protocol 1.3), so that a map is a copy of rows."""
 
 
+def unused(serials: Sequence[int], first: int) -> int:
+    """The first nodeid from `first` on whose row, its number modulo the number of `serials`, has no nodeid; 0 if all
+    have one."""
+    return next((nodeid for nodeid in range(first, first + len(serials)) if not serials[nodeid % len(serials)]), 0)
+
+
 def nodeid_of(index: int) -> int:
     """The nodeid of log entry `index`; the same on every host and after every restart."""
     return index + FIRST_NODEID
@@ -446,6 +452,15 @@ class Namespace:
         place = self._names_at + row * layout.PATH_FIELD
         self._map[place : place + len(name)] = name
         self.name_offset[row], self.name_length[row] = place, len(name)
+
+    def fill_unlogged(self, row: int, parent: int, name: bytes, mode: int, uid: int, gid: int, extent: Extent) -> None:
+        """Describe, in a row behind those of the log, a file that is as long as its one extent."""
+        self.mode[row], self.parent[row], self.uid[row], self.gid[row] = mode, parent, uid, gid
+        self.size[row] = extent.length
+        self.atime[row] = self.mtime[row] = self.ctime[row] = 0
+        self.set_provisional_extent(row, *extent)
+        self.set_provisional_name(row, name)
+        self.mapped[row] = 0
 
     def reserving_rows(self) -> list[int]:
         """The provisional rows that have space."""

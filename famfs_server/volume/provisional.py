@@ -21,7 +21,7 @@ import numpy as np
 
 from famfs_server.errors import ExistsError, FamfsError, NoSpaceError, SpaceBusyError
 from famfs_server.omf.log import Extent, Fmap
-from famfs_server.volume.namespace import PROVISIONAL_ROWS
+from famfs_server.volume.namespace import PROVISIONAL_ROWS, unused
 from famfs_server.volume.space import whole_units
 from famfs_server.volume.volume import NewFile, Volume, whole_pages
 
@@ -249,21 +249,12 @@ class Provisional:
             self._volume.require_room(1 + len(self._by_name) + len(being_made))
             if (parent, name) in self._by_name or (parent, name) in being_made or tree.lookup(parent, name):
                 raise ExistsError(f"{os.fsdecode(name)} exists already")
-            first = nodeid = FIRST_PROVISIONAL + tree.made
-            while tree.serial[nodeid % PROVISIONAL_ROWS] and nodeid < first + PROVISIONAL_ROWS:
-                nodeid += 1
-            if nodeid == first + PROVISIONAL_ROWS:
+            nodeid = unused(tree.serial, FIRST_PROVISIONAL + tree.made)
+            if not nodeid:
                 raise NoSpaceError(f"{PROVISIONAL_ROWS} new files are open already; close some of them first")
             tree.made = nodeid + 1 - FIRST_PROVISIONAL
             slot = nodeid % PROVISIONAL_ROWS
-            row = self._base + slot
-            tree.mode[row] = S_IFREG | mode & 0o7777
-            tree.uid[row], tree.gid[row], tree.parent[row] = uid, gid, parent
-            tree.size[row] = 0
-            tree.atime[row] = tree.mtime[row] = tree.ctime[row] = 0
-            tree.set_provisional_extent(row, 0, 0, 0)
-            tree.set_provisional_name(row, name)
-            tree.mapped[row] = 0
+            tree.fill_unlogged(self._base + slot, parent, name, S_IFREG | mode & 0o7777, uid, gid, Extent(0, 0, 0))
             tree.lookups[slot], tree.opens[slot], tree.logged[slot] = 1, 1, 0
             tree.serial[slot] = nodeid
             self._by_name[parent, name] = nodeid

@@ -21,7 +21,7 @@ from famfs_server.dax.partial import PartialMemory
 from famfs_server.errors import DeviceError, NoSpaceError, SpaceBusyError
 from famfs_server.omf.log import Extent, Fmap
 from famfs_server.volume import namespace as ns
-from famfs_server.volume.namespace import SPACE_ROWS, Namespace
+from famfs_server.volume.namespace import SPACE_ROWS, Namespace, unused
 
 if TYPE_CHECKING:
     from famfs_server.volume.volume import Volume
@@ -152,23 +152,15 @@ class SpaceFiles:
     def _enter(self, extent: Extent) -> tuple[int, bytes]:
         tree = self._tree
         with self._volume.lock:
-            first = nodeid = FIRST_SPACE + tree.spaces
-            while tree.space_serial[nodeid % SPACE_ROWS] and nodeid < first + SPACE_ROWS:
-                nodeid += 1
-            if nodeid == first + SPACE_ROWS:
+            nodeid = unused(tree.space_serial, FIRST_SPACE + tree.spaces)
+            if not nodeid:
                 raise NoSpaceError(f"{SPACE_ROWS} runs of new space are in use already; close some new files first")
             tree.spaces = nodeid + 1 - FIRST_SPACE
             slot = nodeid % SPACE_ROWS
-            row = tree.space_row + slot
             # Nobody can guess it, so nobody but the opener can hold it, and with it its space.
             name = PREFIX + os.urandom(16).hex().encode()
-            tree.mode[row], tree.parent[row] = S_IFREG | 0o600, ns.META
-            tree.uid[row], tree.gid[row] = os.geteuid(), os.getegid()
-            tree.size[row] = extent.length
-            tree.atime[row] = tree.mtime[row] = tree.ctime[row] = 0
-            tree.set_provisional_extent(row, *extent)
-            tree.set_provisional_name(row, name)
-            tree.mapped[row] = 0
+            row, mode = tree.space_row + slot, S_IFREG | 0o600
+            tree.fill_unlogged(row, ns.META, name, mode, os.geteuid(), os.getegid(), extent)
             tree.space_lookups[slot] = 0
             tree.space_serial[slot] = nodeid
             self.live[nodeid] = extent
