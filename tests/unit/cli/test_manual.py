@@ -2,8 +2,11 @@
 """Man pages and completions tell of every program, command and option, and their readers understand them."""
 
 import os
+import pty
 import re
+import select
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -114,6 +117,56 @@ def test_other_shells_are_told_of_every_option(written: Path, shell: str) -> Non
         for path in (written / f"completions/{shell}").iterdir():
             done = subprocess.run([program, "-n", path], capture_output=True, text=True, timeout=30, check=False)
             assert (done.returncode, done.stderr) == (0, "")
+
+
+SHELLS = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], 'source "$SCRIPTS/bash/famfs"'),
+    "zsh": (["zsh", "-f", "-i"], 'fpath=("$SCRIPTS/zsh" $fpath); autoload -Uz compinit; compinit -D -u'),
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_tab_completes(written: Path, tmp_path: Path, shell: str) -> None:
+    """At a terminal, where each program is a function that says what words it was given."""
+    command, load = SHELLS[shell]
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    say = '{ printf "<%s>" "$@"; echo .; }'
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "TERM": "dumb",
+        "LANG": "C.UTF-8",
+        "SCRIPTS": str(written / "completions"),
+    }
+    (tmp_path / "data.bin").touch()
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execvpe(shell, command, environment)
+
+    def until(pattern: str) -> str:
+        seen = ""
+        while (found := re.search(pattern, seen, re.DOTALL)) is None:
+            assert select.select([terminal], [], [], 30)[0], f"{shell} is silent after {seen!r}"
+            seen += os.read(terminal, 4096).decode()
+        return found.group(1)
+
+    try:
+        os.write(terminal, f"{load}; famfs() {say}; mkfs.famfs() {say}; PS1='rea''dy> '\n".encode())
+        until("(ready> )")
+        for typed, words in (
+            ("famfs logl\t", "<loglevel>"),
+            ("famfs creat --nb\t", "<creat><--nbuckets>"),
+            ("mkfs.famfs --logl\t", "<--loglen>"),
+            ("famfs cp dat\t", "<cp><data.bin>"),
+        ):
+            os.write(terminal, f"{typed}\n".encode())
+            assert until(r"((?:<[^<>]*>)+)\..*ready> ") == words, typed
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.close(terminal)
+        os.waitpid(pid, 0)
 
 
 def test_fish_completes(written: Path) -> None:
