@@ -115,7 +115,7 @@ def command(
     New files appear whole, with all of their data. A file that exists is overwritten in place if its size is the same,
     so that an interrupted copy can be repeated; with another size it is an error. Empty files, links and special files
     cannot be stored: they are named and skipped, and the exit status is 1. With -r a directory's contents go into DEST
-    if that exists.
+    if that exists. The mode is the source's unless -m says another one, which the umask applies to.
     """
     if len(paths) < 2:
         raise UsageError("cp needs at least one source and a destination")

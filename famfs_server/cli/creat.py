@@ -37,7 +37,9 @@ class Wanted:
 
 
 @program.tool("creat")
-@click.option("-s", "--size", type=SIZE, help="Size of the file, such as 4096, 0x1000, 100m or 3g.")
+@click.option(
+    "-s", "--size", type=SIZE, help="Size of the file, such as 4096, 0x1000, 100m or 3g; with -r default: as it is."
+)
 @click.option("-r", "--randomize", is_flag=True, help="Fill the file with the data of a seed.")
 @click.option("-S", "--seed", type=SEED, help="The seed for -r; default: a random one.")
 @click.option(
@@ -69,7 +71,8 @@ def command(
     """Create FILE, or many files with -M.
 
     A file that exists is left alone if it has the size asked for (with -r its data are made anew); another size is an
-    error. With -M the exit status is the number of files that could not be made.
+    error. With -M the exit status is the number of files that could not be made. The mode is 644 unless -m says another
+    one, less the umask.
     """
     program.set_verbosity(verbose)
     if seed is not None and not randomize:

@@ -28,7 +28,7 @@ def command(
     verbose: int,
     daxdev: Unmounted | None,
 ) -> None:
-    """Make each DIRECTORY."""
+    """Make each DIRECTORY. Its mode is 755 unless -m says another one; the umask does not matter."""
     owner = Ownership.of(uid, gid)
     with Targets(daxdev, write=True) as targets:
         for place in [targets.find(name) for name in directory]:

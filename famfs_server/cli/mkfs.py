@@ -20,7 +20,9 @@ _FAILED = 2
 @program.tool("mkfs.famfs")
 @click.option("-f", "--force", is_flag=True, help="Overwrite a file system that is there, also another host's.")
 @click.option("-k", "--kill", is_flag=True, help="With --force: only make the superblock invalid.")
-@click.option("-l", "--loglen", type=SIZE, default=8 << 20, help="Bytes of the log: a power of two from 8m on.")
+@click.option(
+    "-l", "--loglen", type=SIZE, default=8 << 20, help="Bytes of the log: a power of two, 8m (the default) or more."
+)
 @click.option("-U", "--uuid", type=UUID_TEXT, help="UUID of the file system instead of a random one.")
 @click.option("-M", "--set-daxmode", is_flag=True, help="Put the device into famfs mode afterwards.")
 @click.option("-D", "--nodax", is_flag=True, hidden=True)

@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from famfs_server.cli.progress import reading_log
-from famfs_server.cli.target import Advance, Status, Target, this_host, unseen
+from famfs_server.cli.target import FLUSHED_AT_ONCE, Advance, Status, Target, this_host, unseen
 from famfs_server.daemon.control_client import ControlClient, DirectoryRequest, FileRequest
 from famfs_server.errors import DeviceFaultError, FamfsError, MediaError
 from famfs_server.fuse.mountapi import MountRecord
 
 if TYPE_CHECKING:
     from famfs_server.volume.volume import Volume
-
-
-_PIECE = 1 << 30
-"""Bytes whose cache lines are dropped between two signs of progress."""
 
 
 class MountedTarget(Target):
@@ -154,9 +150,9 @@ class MountedFile:
 
             mapping = mmap.mmap(self._fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ)
             with mapping, memoryview(mapping) as view:
-                for start in range(0, self.size, _PIECE):
-                    cacheline.invalidate(view, start, min(_PIECE, self.size - start))
-                    advance(min(_PIECE, self.size - start))
+                for start in range(0, self.size, FLUSHED_AT_ONCE):
+                    cacheline.invalidate(view, start, min(FLUSHED_AT_ONCE, self.size - start))
+                    advance(min(FLUSHED_AT_ONCE, self.size - start))
             return
         advance(self.size)
 

@@ -138,11 +138,7 @@ class Queue:
         """Raises MediaError for files that are no queue."""
         self.name = name
         self._produced, self._consumed = produced, consumed
-        magic, version, self.bucket_size, self.buckets = _HEAD.unpack(produced.load(0, _HEAD.size).ljust(_HEAD.size))
-        size = os.fstat(produced.fd).st_size
-        sound = magic == _MAGIC and self.bucket_size >= SMALLEST_BUCKET and self.buckets
-        if not sound or version != _VERSION or file_size(self.bucket_size, self.buckets) > size:
-            raise MediaError(f"{name}: is not a queue; make it with --create")
+        self.bucket_size, self.buckets = _geometry(name, produced)
         self._stride = _stride(self.bucket_size)
         self._pattern = b""
 
@@ -215,6 +211,15 @@ class Queue:
             tally.wrong(f"message {number}: the checksum is wrong")
         elif self._pattern and message[_COUNTER.size :] != self._payload(number):
             tally.wrong(f"message {number}: the payload is not that of the seed")
+
+
+def _geometry(name: str, produced: Shared) -> tuple[int, int]:
+    """Bytes of a bucket, and the number of buckets, by the head of a producer's file. Raises MediaError."""
+    magic, version, bucket_size, buckets = _HEAD.unpack(produced.load(0, _HEAD.size).ljust(_HEAD.size))
+    sound = magic == _MAGIC and version == _VERSION and bucket_size >= SMALLEST_BUCKET and buckets
+    if not sound or file_size(bucket_size, buckets) > os.fstat(produced.fd).st_size:
+        raise MediaError(f"{name}: is not a queue; make it with --create")
+    return bucket_size, buckets
 
 
 def _stride(bucket_size: int) -> int:
@@ -295,11 +300,7 @@ def command(
             os.chmod(path, mode)
         return 0
     with ExitStack() as stack:
-        shared = [
-            _open(stack, path, writable=writable, flush=not dontflush)
-            for path, writable in ((name, producer), (_consumer_name(name), consumer or drain))
-        ]
-        queue = Queue(name, *shared)
+        queue = _open_queue(stack, name, producer=producer, consumer=consumer or drain, flush=not dontflush)
         if info:
             _show(queue, as_json=as_json)
             return 0
@@ -352,6 +353,20 @@ def _create_elsewhere(path: str, size: int, owner: Ownership) -> None:
         os.fchown(fd, owner.uid, owner.gid)
     finally:
         os.close(fd)
+
+
+def _open_queue(stack: ExitStack, name: str, *, producer: bool, consumer: bool, flush: bool) -> Queue:
+    """Open both files, to be written by whom this process is. Raises MediaError for what is no queue."""
+    produced = _open(stack, name, writable=producer, flush=flush)
+    # Of a file that is none it would mislead to say that the other one is missing.
+    _geometry(name, produced)
+    try:
+        consumed = _open(stack, _consumer_name(name), writable=consumer, flush=flush)
+    except FileNotFoundError:
+        raise MediaError(
+            f"{name}: the queue's second file {_consumer_name(name)} is missing; --create makes it"
+        ) from None
+    return Queue(name, produced, consumed)
 
 
 def _open(stack: ExitStack, path: str, *, writable: bool, flush: bool) -> Shared:

@@ -46,6 +46,10 @@ Advance = Callable[[int], None]
 """Is told how many more bytes are done."""
 
 
+FLUSHED_AT_ONCE = 64 << 20
+"""Bytes between two words of a flush about how far it is."""
+
+
 def unseen(_done: int) -> None:
     """Nobody wants to know how far something is."""
 

@@ -8,7 +8,7 @@ from functools import partial
 from uuid import UUID
 
 from famfs_server.cli.progress import reading_log
-from famfs_server.cli.target import Advance, Status, Target, Unmounted, this_host, unseen
+from famfs_server.cli.target import FLUSHED_AT_ONCE, Advance, Status, Target, Unmounted, this_host, unseen
 from famfs_server.daemon.control_client import DirectoryRequest, FileRequest, run_root
 from famfs_server.daemon.devices import CACHE_NAME
 from famfs_server.dax import hostid
@@ -177,8 +177,10 @@ class DeviceFile:
 
     def flush(self, advance: Advance = unseen) -> None:
         """Write everything back to memory, where other hosts see it."""
-        self._volume.write_back(self._nodeid)
-        advance(self.size)
+        for start in range(0, self.size, FLUSHED_AT_ONCE):
+            length = min(FLUSHED_AT_ONCE, self.size - start)
+            self._volume.write_back(self._nodeid, start, length)
+            advance(length)
 
     def close(self) -> None:
         """Nothing is held."""

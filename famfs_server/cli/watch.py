@@ -22,8 +22,14 @@ _AGAIN_SECONDS = 0.1
 
 
 @program.tool("watch")
-@click.option("--from", "first", type=click.IntRange(min=0), help="Begin before this log entry; 0: with the oldest.")
-@click.option("-n", "--count", type=click.IntRange(min=1), help="End after so many lines.")
+@click.option(
+    "--from",
+    "first",
+    type=click.IntRange(min=0),
+    metavar="INDEX",
+    help="Begin before this log entry; 0: with the oldest.",
+)
+@click.option("-n", "--count", type=click.IntRange(min=1), metavar="COUNT", help="End after so many lines.")
 @click.argument("mount")
 @click.argument("path", required=False)
 def command(*, mount: str, path: str | None, first: int | None, count: int | None) -> None:

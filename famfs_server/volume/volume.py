@@ -448,11 +448,12 @@ class Volume:
         """Whether this process can zero and write new space."""
         return self.reaches_data or (self.spaces is not None and self.spaces.open is not None)
 
-    def write_back(self, nodeid: int) -> None:
-        """Write a whole file's cache lines back to memory. Nothing to do in famfs mode: what this process has stored it
-        has written back, and the rest others have stored."""
+    def write_back(self, nodeid: int, offset: int = 0, length: int | None = None) -> None:
+        """Write a file's cache lines back to memory: `length` bytes from `offset` on, or all that follow. Nothing to do
+        in famfs mode: what this process has stored it has written back, and the rest others have stored."""
         if self.reaches_data:
-            self.write_back_ranges(self._ranges(nodeid, 0, self.namespace.size[nodeid]))
+            size = self.namespace.size[nodeid]
+            self.write_back_ranges(self._ranges(nodeid, offset, size - offset if length is None else length))
 
     def write_back_ranges(self, ranges: Sequence[tuple[DeviceMemory, int, int]]) -> None:
         """Write the cache lines of (memory, offset, length) back to memory."""

@@ -8,6 +8,7 @@ from importlib import resources
 
 from famfs_server import __version__
 from famfs_server.cli.manual import model
+from famfs_server.cli.manual.examples import EXAMPLES
 from famfs_server.cli.manual.model import Tool
 
 _MOUNT_STATUS = (
@@ -99,11 +100,18 @@ def _page(tool: Tool) -> Iterator[str]:
     yield from _table("EXIT STATUS", _STATUS.get(program, _OTHER_STATUS))
     yield from _table("ENVIRONMENT", _ENVIRONMENT)
     yield from _table("FILES", _FILES)
+    if examples := examples_of(tool.name):
+        yield from _table("EXAMPLES", examples)
     yield ".SH SEE ALSO"
     others = ["famfs.5", "famfs.7", "famfs.8", "mount.famfs.8", "mkfs.famfs.8", "fsck.famfs.8"]
     names = [name.rpartition(".") for name in others if name != f"{tool.page}.8"]
     for number, (name, _, section) in enumerate(names):
         yield f".BR {_text(name)} ({section}){',' if number < len(names) - 1 else ''}"
+
+
+def examples_of(name: str) -> tuple[tuple[str, str], ...]:
+    """What is typed, and what it does."""
+    return EXAMPLES.get(name) or EXAMPLES.get(name.removeprefix("famfs "), ())
 
 
 def _head(name: str, section: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from commands import Device, Outcome, json_of, run
+from famfs_server.cli.target import Targets, Unmounted
 from famfs_server.dax.device import Lock
 from famfs_server.seeded import SeededStream
 from schemas import conform
@@ -144,6 +145,15 @@ def test_flush(device: Device) -> None:
     on(device, "mkdir", "d")
     assert on(device, "flush", "file", ".meta/.log", ".meta/.superblock").status == 0
     assert on(device, "flush", "file", "d", "absent").status == 2
+
+
+def test_a_flush_tells_how_far_it_is(device: Device) -> None:
+    on(device, "creat", "-s", "150m", "file")
+    done: list[int] = []
+    with Targets(Unmounted(str(device.path)), write=False) as targets:
+        place = targets.find("file")
+        place.target.open(place.path).flush(done.append)
+    assert done == [64 << 20, 64 << 20, 22 << 20]
 
 
 def test_names_at_the_limit(device: Device) -> None:

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from famfs_server.cli.commands import COMMANDS, PROGRAMS
 from famfs_server.cli.manual import __main__ as manual
 from famfs_server.cli.manual import model, pages
 from famfs_server.cli.manual.completion import completions
+from famfs_server.cli.manual.examples import EXAMPLES
 from famfs_server.daemon import options
 
 TOOLS = [*model.programs(), *model.subcommands()]
@@ -51,6 +53,25 @@ def test_a_page_tells_of_every_option(tool: model.Tool) -> None:
             assert f"\\fB{name}\\fR" in text
         assert option.help, option.names
     assert tool.description
+
+
+# Each has its own page.
+WITHOUT_EXAMPLES = {"famfs", "famfs clone"}
+
+
+def test_examples_are_commands_that_exist() -> None:
+    assert {tool.name for tool in TOOLS if not pages.examples_of(tool.name)} == WITHOUT_EXAMPLES
+    assert set(EXAMPLES) <= {tool.name for tool in TOOLS}
+    for lines in EXAMPLES.values():
+        for line, meaning in lines:
+            name, *words = shlex.split(line)
+            if name == "mount":
+                name, words = "mount.famfs", [*words[:1], "famfs", *words[2:]]
+            elif name == "umount":
+                name = "umount.famfs"
+            entry = COMMANDS[words.pop(0)] if name == "famfs" else PROGRAMS[name]
+            entry.load().make_context(name, words)
+            assert meaning.endswith(".")
 
 
 def test_every_mount_option_is_described(written: Path) -> None:

@@ -92,9 +92,16 @@ def test_usage(tmp_path: Path, arguments: tuple[str, ...]) -> None:
 
 def test_what_is_no_queue(tmp_path: Path, queue: Path) -> None:
     assert run("pcq", "-i", tmp_path / "absent").status == 1
-    for name in ("plain", "plain.consumer"):
-        (tmp_path / name).write_bytes(bytes(9000))
-    assert "is not a queue" in run("pcq", "-i", tmp_path / "plain").error
+    plain = tmp_path / "plain"
+    for content in (b"", bytes(9000)):
+        plain.write_bytes(content)
+        assert run("pcq", "-i", plain).error == f"pcq: {plain}: is not a queue; make it with --create"
+    queue.with_name("queue.consumer").unlink()
+    outcome = run("pcq", "-i", queue)
+    assert outcome.status == 1
+    assert outcome.error == f"pcq: {queue}: the queue's second file {queue}.consumer is missing; --create makes it"
+    assert run("pcq", "-C", "-b", "100", "-n", "128", queue).status == 0
+    assert run("pcq", "-i", queue).status == 0
 
 
 def test_owner_and_permissions(tmp_path: Path, queue: Path) -> None:
