@@ -4,7 +4,7 @@
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "mkfs.famfs": (
         ("mkfs.famfs /dev/dax0.0", "A file system on a device in devdax mode, with a log for 15420 files."),
-        ("mkfs.famfs -f --loglen 1g /dev/dax0.0", "Erase what is there; the log has room for nearly two million files."),
+        ("mkfs.famfs -f --loglen 1g /dev/dax0.0", "Erase what is there, and make a log for 1.9 million files."),
     ),
     "mount.famfs": (
         ("mount -t famfs /dev/dax0.0 /mnt/famfs", "mount(8) runs this program."),

@@ -132,7 +132,7 @@ def _table(title: str, rows: tuple[tuple[str, str], ...]) -> Iterator[str]:
 
 def _lines(paragraph: str) -> Iterator[str]:
     """A paragraph as lines that roff takes for text."""
-    for line in textwrap.wrap(" ".join(paragraph.split()), 100):
+    for line in textwrap.wrap(" ".join(paragraph.split()), 72):
         text = _text(line)
         yield f"\\&{text}" if text[:1] in (".", "'") else text
 
