@@ -473,13 +473,14 @@ class FileSystem:
         row = self.require_file(nodeid)
         if row < ns.FIRST_NODEID:
             raise refusal(errno.EPERM)
-        if self.is_growing(nodeid):
-            self.made.grow(nodeid, offset + len(data), offset)
-        elif offset >= self.namespace.size[row] and len(data):
-            raise refusal(errno.EFBIG)
-        elif nodeid >= FIRST_PROVISIONAL:
-            self.made.reach(nodeid)
         try:
+            if self.is_growing(nodeid):
+                self.made.grow(nodeid, offset + len(data), data)
+                return len(data)
+            if offset >= self.namespace.size[row] and len(data):
+                raise refusal(errno.EFBIG)
+            if nodeid >= FIRST_PROVISIONAL:
+                self.made.reach(nodeid)
             return self.volume.write(row, offset, data)
         except DeviceFaultError:
             self.memory_fails(nodeid)

@@ -158,7 +158,7 @@ class RequestPlane:
         if self._poison and unique & ~abi.UNIQUE_RESEND == self._poison:
             log.error("request %d (opcode %d) has ended two workers; it is answered with EIO", unique, opcode)
             handler = self._always(errno.EIO)
-        if nodeid >= FIRST_PROVISIONAL:
+        elif nodeid >= FIRST_PROVISIONAL:
             handler = self._for_provisional.get(opcode, handler)
         elif opcode in _MAKING and size == length:
             handler = self._made_before(opcode, unique, nodeid, length) or handler

@@ -44,7 +44,7 @@ SPACE_ROWS = 1 << 14
 """Rows behind these, for files that stand for new space (volume/spacefiles.py)."""
 _HEADER_WORDS = 16
 _IDENTITY, _PUBLISHED, _NAMES_USED, _EXTENTS_USED, _STARTED, _LOCAL_CHANGES, _MADE, _VOLUME = range(8)
-_KEY, _KEY_2, _CAPACITY, _EXPECTED, _SPACES = range(8, 13)
+_KEY, _KEY_2, _CAPACITY, _EXPECTED, _SPACES, _FOREIGN, _APPENDING = range(8, 15)
 LAYOUT = 1
 """To be raised when what the columns hold changes its meaning and their places do not."""
 
@@ -341,6 +341,24 @@ class Namespace:
     @spaces.setter
     def spaces(self, count: int) -> None:
         self._header[_SPACES] = count
+
+    @property
+    def foreign_writer(self) -> bool:
+        """Whether another host has written to the log of this master; kept over takeovers."""
+        return self._header[_FOREIGN] != 0
+
+    @foreign_writer.setter
+    def foreign_writer(self, found: bool) -> None:
+        self._header[_FOREIGN] = found
+
+    @property
+    def appending(self) -> int:
+        """Up to which entry this host has begun to append. What the log holds beyond is another one's."""
+        return self._header[_APPENDING]
+
+    @appending.setter
+    def appending(self, end: int) -> None:
+        self._header[_APPENDING] = end
 
     def publish(self, nodeid: int) -> None:
         """Say that every entry below `nodeid` has been dealt with."""

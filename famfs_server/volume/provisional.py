@@ -32,6 +32,7 @@ FIRST_PROVISIONAL = 1 << 62
 
 
 NUMBER_BITS = 32
+_NOTHING = memoryview(b"")
 
 
 def number_of(nodeid: int) -> int:
@@ -260,31 +261,40 @@ class Provisional:
             self._by_name[parent, name] = nodeid
             return nodeid
 
-    def grow(self, nodeid: int, end: int, written: int | None = None) -> None:
-        """Give a file that is not logged space up to `end` bytes, and make it that long.
+    def grow(self, nodeid: int, end: int, data: memoryview = _NOTHING) -> None:
+        """Make a file that is not logged at least `end` bytes long, in space that it is given for that. Its bytes up to
+        `end` are `data`; what is new before these is zeroed.
 
-        Its new bytes are zeroed, but for those from `written` on, which the caller is about to store. Raises
-        NoSpaceError, having changed nothing.
+        The size says so at last, when all of it is in memory: nobody reads what lay there before, not even if this
+        process dies. Raises NoSpaceError, having changed nothing, DeviceFaultError, and what an append would raise now:
+        what can never be logged is written to no more.
         """
+        self._volume.require_writer()
         row = self._base + nodeid % PROVISIONAL_ROWS
         tree = self._tree
         size = tree.size[row]
-        if end <= size:
-            self.reach(nodeid)
-            return
-        moved = self._make_room(row, end)
+        start = end - len(data)
+        grows = end > size
+        moved = self._make_room(row, end) if grows else None
         # The kernel lets nobody else change the size meanwhile, and other files need not wait.
         self.reach(nodeid)
-        if moved is not None:
-            self._move(row, moved, size)
-        if written is None or written > size:
-            self._zero(row, size, end if written is None else written)
-        if end < whole_pages(end):
-            self._zero(row, end, whole_pages(end))
-        tree.size[row] = end
+        if grows:
+            if moved is not None:
+                self._move(row, moved, size)
+            if start > size:
+                self._zero(row, size, start)
+            if end < whole_pages(end):
+                self._zero(row, end, whole_pages(end))
+        if data:
+            extent = self._extent(row)
+            assert extent is not None
+            self._volume.store(self._volume.ranges_of(Fmap((extent,)), start, len(data)), data)
+        if grows:
+            tree.size[row] = end
 
     def resize(self, nodeid: int, size: int) -> None:
         """Set the size of a file that is not logged, and log it unless it is empty."""
+        self._volume.require_writer()
         row = self._base + nodeid % PROVISIONAL_ROWS
         before = self._tree.size[row]
         if size > before:
@@ -346,6 +356,8 @@ class Provisional:
     def _reserve(self, row: int, end: int) -> Extent | None:
         """Reserve space for `end` bytes, in place if possible; where it is not, the result is where to move the file.
         The space doubles, so that growing stays cheap."""
+        # Where another host writes too, what is free here may be that one's.
+        self._volume.require_writer()
         space = self._volume.space
         extent = self._extent(row)
         need = whole_units(end)

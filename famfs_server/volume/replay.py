@@ -111,6 +111,22 @@ class Replay:
     def settle(self) -> bool:
         """End a bulk replay: claim the space of every visible file. False where extents overlap; then the caller
         replays once more from the start, entry by entry."""
+        extents, owned = self._named()
+        if not self._space.load(extents[owned]):
+            return False
+        for device, _, offset, length in extents[~owned].tolist():
+            self._space.reserve(device, offset, length)
+        self._bulk = False
+        return True
+
+    def let_go_of_reserved(self) -> None:
+        """Have nothing owned but by files that the log has made visible so far, for good: no space is handed out or
+        taken back any more."""
+        extents, owned = self._named()
+        self._space.let_go_of_reserved(extents[owned])
+
+    def _named(self) -> tuple[NDArray[np.void], NDArray[np.bool_]]:
+        """The extents of all entries so far, and which of them belong to visible files."""
         tree = self._namespace
         rows = slice(ns.FIRST_NODEID, tree.published)
         counts = np.frombuffer(tree.extent_count, np.uint8)[rows]
@@ -118,13 +134,7 @@ class Replay:
         starts = np.frombuffer(tree.extent_start, np.uint32)[rows].astype(np.int64)
         ends = np.cumsum(counts, dtype=np.int64)
         extents = tree.extents[np.repeat(starts - (ends - counts), counts) + np.arange(int(counts.sum()))]
-        owned = np.repeat(visible, counts)
-        if not self._space.load(extents[owned]):
-            return False
-        for device, _, offset, length in extents[~owned].tolist():
-            self._space.reserve(device, offset, length)
-        self._bulk = False
-        return True
+        return extents, np.repeat(visible, counts)
 
     def _apply(self, data: bytes, index: int, count: int) -> None:
         entries = np.frombuffer(data, layout.LOG_ENTRY, count=count)

@@ -185,6 +185,7 @@ class Space:
         self._cursors = [0]
         self._ahead: dict[int, list[tuple[int, int]]] = {}
         """Ranges that skipped entries name on devices that are not known yet."""
+        self._final = False
         self._random = Random(seed)
 
     def _blank(self, device: int) -> FreeRuns:
@@ -221,6 +222,15 @@ class Space:
         self._owned = loaded
         self._usable = loaded
         return True
+
+    def let_go_of_reserved(self, extents: NDArray[np.void]) -> None:
+        """Have nothing owned but `extents` (namespace rows), which are disjoint. What was reserved can be taken by
+        entries that come, and is never handed out or taken back any more."""
+        usable = [runs.copy() for runs in self._usable]
+        disjoint = self.load(extents)
+        assert disjoint
+        self._usable = usable
+        self._final = True
 
     def own(self, extents: Iterable[Extent]) -> bool:
         """Give `extents` to a visible file unless one of them is owned already, and say whether it worked."""
@@ -301,6 +311,8 @@ class Space:
 
     def free_again(self, fmap: Fmap) -> None:
         """Give back what `allocate` gave, when the entry did not reach the log."""
+        if self._final:
+            return
         for extent in fmap.extents:
             self._owned[extent.device].release(extent.offset, extent.length)
             if self._usable is not self._owned:

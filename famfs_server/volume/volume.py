@@ -143,7 +143,6 @@ class Volume:
         self.lagging = False
         """Whether another host's last entry was only half visible when the log was read last (decisions 7)."""
         self._settled = True
-        self.foreign_writer = False
         self.give_way: Callable[[], None] = lambda: None
         """Called without the lock between the steps of a computation that takes long."""
         self.progress: Callable[[], None] = lambda: None
@@ -232,9 +231,15 @@ class Volume:
         # A tree is resumed only if no two of its files overlap, and it must stay: who serves holds on to it.
         settled = self._replay.settle()
         assert settled
+        tree = self.namespace
+        if self.role is Role.MASTER and end > max(tree.replayed, tree.appending):
+            tree.foreign_writer = True
+        if tree.foreign_writer:
+            self._replay.let_go_of_reserved()
         for stop in self._replay.run(self._memory, end):
             self.stop = stop
-        tree = self.namespace
+        if tree.foreign_writer:
+            return
         for nodeid in tree.reserving_rows():
             self._space.own(tree.fmap(nodeid).extents)
         if self.spaces is not None:
@@ -291,7 +296,7 @@ class Volume:
             found = self.table.attach(uuid, path)
             number = len(self.devices)
             entry = log.build_add_daxdev(index, device=number, size=found.size, uuid=uuid)
-            append.run(append.append_steps(index, [entry]), self._memory)
+            self._append(index, entry)
             device = Device(number, uuid, found.size, found)
             # What is on the media is what counts, so the entry is read back like another host's.
             list(self._replay.run(self._memory, index + 1))
@@ -320,7 +325,6 @@ class Volume:
         """
         before = self.namespace.replayed
         patience = time.monotonic() + PATIENCE_SECONDS
-        self.lagging = False
         while self.stop is None or self._may_recover():
             with self.lock:
                 self._settle()
@@ -330,16 +334,15 @@ class Volume:
                     break
                 if header.next_index <= replayed:
                     # What was half visible, if anything was, has been taken back.
-                    self.stop = None
+                    self._stopped(None)
                     break
                 end = header.next_index
                 if self.role is Role.MASTER:
-                    self.foreign_writer = True
+                    self._another_writes()
                 step = min(end, replayed + _REFRESH_BLOCK)
                 stop = list(self._replay.run(self._memory, step, end))[-1]
             if stop is None or time.monotonic() >= patience:
-                self.lagging = stop is not None and stop.damage is Damage.TORN
-                self.stop = stop
+                self._stopped(stop)
                 if stop is not None:
                     break
             self.give_way()
@@ -348,6 +351,15 @@ class Volume:
                 if not device.complete:
                     logger.warning("%s: %s; files on it are EIO", self.device, describe(device))
         return self.namespace.replayed - before
+
+    def _stopped(self, stop: Stop | None) -> None:
+        """What has ended the replay, if anything has. Who looks at the volume meanwhile never takes a half-visible entry
+        for damage."""
+        lagging = stop is not None and stop.damage is Damage.TORN and self.role is Role.CLIENT
+        if lagging:
+            self.lagging = True
+        self.stop = stop
+        self.lagging = lagging
 
     def _may_recover(self) -> bool:
         """Whether what stopped the last replay may have gone by itself: an entry of another host's, half visible."""
@@ -362,10 +374,10 @@ class Volume:
         except MediaError:
             header = None
         except DeviceFaultError:
-            self.stop = Stop(self.namespace.replayed, Damage.UNREADABLE)
+            self._stopped(Stop(self.namespace.replayed, Damage.UNREADABLE))
             return None
         if header is None or header.next_index < self.namespace.replayed:
-            self.stop = Stop(header.next_index if header else 0, Damage.REPLACED)
+            self._stopped(Stop(header.next_index if header else 0, Damage.REPLACED))
             return None
         return header
 
@@ -426,14 +438,18 @@ class Volume:
     def write(self, nodeid: int, offset: int, data: memoryview) -> int:
         """Store file bytes and write them back to memory before returning (decisions 11); the number stored, less
         than asked for at the end of the file: sizes never change."""
+        return self.store(self._ranges(nodeid, offset, len(data)), data)
+
+    @staticmethod
+    def store(ranges: Sequence[tuple[DeviceMemory, int, int]], data: memoryview) -> int:
+        """Store `data`, as much as there is room for, in (memory, offset, length) in their order, and write them back
+        to memory before returning; the number of bytes stored."""
         done = 0
-        touched: list[tuple[DeviceMemory, int, int]] = []
-        for memory, start, count in self._ranges(nodeid, offset, len(data)):
+        for memory, start, count in ranges:
             memory.write(start, data[done : done + count])
             memory.write_back(start, count)
-            touched.append((memory, start, count))
             done += count
-        for memory, _, _ in touched:
+        for memory, _, _ in ranges:
             memory.fence()
         return done
 
@@ -525,10 +541,13 @@ class Volume:
         with self.lock:
             nodes = self._log_files(reservation.files, reservation.maps, reservation.places)
             self.being_made.difference_update(reservation.places)
+            return nodes
+
+    def hide_logged(self, reservation: "Reservation") -> None:
+        """Let go of the space of files that have been logged, where only a kernel can map it."""
         if self.spaces is not None:
             for fmap in reservation.maps:
                 self.spaces.hide(fmap.extents)
-        return nodes
 
     def give_up(self, reservation: "Reservation") -> None:
         """Give names and space of a reservation back."""
@@ -567,7 +586,7 @@ class Volume:
         """Append entries and show them. The lock is held."""
         first = self._begin_append(len(files))
         records = [log.FileRecord(*new[:5], fmap) for new, fmap in zip(files, maps, strict=True)]
-        append.run(append.append_steps(first, [log.build_files(first, records)]), self._memory)
+        self._append(first, log.build_files(first, records))
         # Shown without reading back what has just been appended.
         rows = [
             NewNode(*place, S_IFREG | new.mode & 0o7777, new.uid, new.gid, new.size, fmap)
@@ -581,13 +600,13 @@ class Volume:
             index = self._begin_append(1 + len(self.promised) + len(self.being_made))
             place = self._places([path])[0]
             entry = log.build_mkdir(index, path, mode=mode, uid=uid, gid=gid)
-            append.run(append.append_steps(index, [entry]), self._memory)
+            self._append(index, entry)
             new = NewNode(*place, S_IFDIR | mode & 0o7777, uid, gid, 0, Fmap(()))
             return self.namespace.enter(ns.nodeid_of(index), [new])[0]
 
     def require_room(self, count: int) -> None:
         """Raise what an append of `count` entries would, as far as can be told without a look at the log."""
-        self._require_writer()
+        self.require_writer()
         self._require_room(self.namespace.replayed, count)
 
     def zero(self, extent: Extent) -> None:
@@ -616,20 +635,45 @@ class Volume:
 
         `count` entries must find room; those of files that are promised come on top for whoever is not one of them.
         """
-        self._require_writer()
+        self.require_writer()
         header = self._same_log()
         if header is None:
             assert self.stop is not None
             raise MediaError(f"{self.device}: {self.stop.damage.value}; unmount it")
         if header.next_index != self.namespace.replayed:
-            self.foreign_writer = True
-            self._require_writer()
+            self._another_writes()
+            self.require_writer()
         if header.next_seqnum != header.next_index:
             append.run(append.counter_steps(header.next_index), self._memory)
         self._require_room(header.next_index, count)
         return header.next_index
 
-    def _require_writer(self) -> None:
+    def _append(self, first: int, entries: bytes) -> None:
+        """Append `entries`, numbered from `first`, to the log. The lock is held."""
+        self.namespace.appending = first + len(entries) // layout.LOG_ENTRY_SIZE
+        append.run(append.append_steps(first, [entries]), self._memory)
+
+    @property
+    def foreign_writer(self) -> bool:
+        """Whether another host has written to the log of this master, which then appends nothing until the next mount
+        (decisions 7)."""
+        return self.namespace.foreign_writer
+
+    def _another_writes(self) -> None:
+        """Take note of another host's entries, before they are replayed. The lock is held.
+
+        Nothing that is reserved here will ever be logged, so it is in the way of none of them: this host shows what all
+        others show.
+        """
+        if not self.foreign_writer:
+            self.namespace.foreign_writer = True
+            logger.error(
+                "%s: another host writes to the log too; nothing can be created until the next mount", self.device
+            )
+            self._settle()
+            self._replay.let_go_of_reserved()
+
+    def require_writer(self) -> None:
         """Raise unless this mount may append to the log, as far as it knows."""
         if self.role is not Role.MASTER:
             raise RoleError(
@@ -754,4 +798,5 @@ class Reservation:
         """Log the files, so that everybody sees them; their nodeids. Raises the errors of `Volume.create_many`."""
         nodes = self._volume.log_reserved(self)
         self._logged = True
+        self._volume.hide_logged(self)
         return nodes

@@ -125,6 +125,20 @@ def test_damage_is_told_once_and_lagging_is_none(hosts: Hosts) -> None:
     assert hosts.told() == []
 
 
+def test_another_look_at_a_half_visible_entry_is_no_damage(hosts: Hosts) -> None:
+    hosts.master.mkdir(b"a", 0o755, 0, 0)
+    assert len(hosts.told()) == 1
+    hosts.master.mkdir(b"b", 0o755, 0, 0)
+    damaged(hosts, 1)
+    assert hosts.told() == []
+    seen: list[bool] = []
+    hosts.client.give_way = lambda: seen.append(hosts.watcher.is_behind)
+    hosts.client.refresh()
+    assert seen
+    assert not any(seen)
+    assert hosts.client.lagging
+
+
 def test_a_file_system_made_anew_ends_it(hosts: Hosts) -> None:
     hosts.master.mkdir(b"a", 0o755, 0, 0)
     assert len(hosts.told()) == 1

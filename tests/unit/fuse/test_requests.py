@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a successor's request plane does before it reads: a FORGET that a dead worker had in hand is not sent again."""
+"""What a successor's request plane does about what a dead worker had in hand: a FORGET is not sent again, and a request
+that has killed two workers is not carried out again."""
 
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -9,13 +11,15 @@ from struct import Struct
 import pytest
 
 from famfs_server.dax.partial import PartialMemory
+from famfs_server.fuse import abi
 from famfs_server.fuse.abi import Opcode
 from famfs_server.fuse.filesystem import FileSystem, Settings
 from famfs_server.fuse.requests import RequestPlane
 from famfs_server.fuse.session import Session
 from famfs_server.omf import layout
+from famfs_server.volume import namespace as ns
 from famfs_server.volume.volume import NewFile, Volume
-from memories import HOST, LOG_LENGTH, meta_files
+from memories import HOST, LOG_LENGTH, ScratchMemory, formatted, meta_files
 
 SIZE = 4 << 30
 HEADER = Struct("<IIQQIIIHH")
@@ -68,3 +72,31 @@ def test_forget_in_hand(message: Callable[[int], tuple[int, int, bytes]], answer
     assert set(successor.spaces.live) == ({node} if answered else set())
     ours.close()
     theirs.close()
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_request_that_has_killed_two_workers(logged: bool) -> None:
+    """Also one for a file that is new, whose requests this plane answers whatever the table of planes says."""
+    memory = ScratchMemory()
+    formatted(memory)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    session = Session.create(ours.fileno())
+    volume = Volume(memory, HOST, "memory", state=session.namespace)
+    filesystem = FileSystem(volume, Settings(b"/run/here"))
+    node, _ = filesystem.create(ns.ROOT, b"new", os.O_RDWR, 0o644, 0, 0)
+    filesystem.write(node, 0, memoryview(b"before"))
+    if logged:
+        node = volume.create(NewFile(b"logged", 6, 0o644, 0, 0))
+        filesystem.write(node, 0, memoryview(b"before"))
+    body = abi.WRITE_IN.pack(0, 0, 6, 0, 0, 0) + b"poison"
+    for unique, expected in ((88, -errno.EIO), (88 | abi.UNIQUE_RESEND, -errno.EIO), (90, 0)):
+        session.record.poison = 88
+        plane = RequestPlane(filesystem, session, fast=True)
+        request = HEADER.pack(HEADER.size + len(body), Opcode.WRITE, unique, node, 0, 0, 0, 0, 0) + body
+        session.record.buffer[: len(request)] = request
+        assert plane.answer(len(request))
+        assert abi.OUT_HEADER.unpack_from(theirs.recv(64))[1:] == (expected, unique)
+        assert bytes(filesystem.views(node, 0, 6)[0]) == (b"before" if expected else b"poison")
+    ours.close()
+    theirs.close()
+    volume.close()

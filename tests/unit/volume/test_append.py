@@ -78,8 +78,7 @@ def perform(volume: Volume, kind: str, wanted: list[bytes]) -> None:
         if not volume.namespace.is_directory(parent):
             raise NotADirectoryPathError("no such directory")
         nodeid = made.create(parent, name, 0o644, 3, 4)
-        made.grow(nodeid, len(DATA), 0)
-        volume.write(made.row(nodeid), 0, DATA)
+        made.grow(nodeid, len(DATA), DATA)
         made.released(nodeid)
 
 

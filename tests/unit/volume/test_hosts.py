@@ -168,8 +168,7 @@ class Hosts(RuleBasedStateMachine):
             node = made.create(parent, last, 0o640, 3, 4)
             data = self.rng.randbytes(size)
             if size:
-                made.grow(node, size, 0)
-                self.master.write(made.row(node), 0, memoryview(data))
+                made.grow(node, size, memoryview(data))
             self.all_agree()
             made.released(node)
             made.forget(node, 1)

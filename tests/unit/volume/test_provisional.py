@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from famfs_server.errors import ExistsError, FamfsError, LogFullError, NoSpaceError
+from famfs_server.errors import DeviceFaultError, ExistsError, FamfsError, LogFullError, NoSpaceError
 from famfs_server.volume import check
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.namespace import PROVISIONAL_ROWS
@@ -51,9 +51,10 @@ class World:
 
     def write(self, nodeid: int, offset: int, data: bytes) -> None:
         """Write to a file that grows."""
-        if not self.made.is_logged(nodeid):
-            self.made.grow(nodeid, offset + len(data), offset)
-        assert self.volume.write(self.made.row(nodeid), offset, memoryview(data)) == len(data)
+        if self.made.is_logged(nodeid):
+            assert self.volume.write(self.made.row(nodeid), offset, memoryview(data)) == len(data)
+        else:
+            self.made.grow(nodeid, offset + len(data), memoryview(data))
 
     def read(self, nodeid: int) -> bytes:
         """All bytes of a file."""
@@ -507,14 +508,44 @@ def test_death_at_any_line_of_an_append(rng: random.Random) -> None:
                 return
 
 
+@pytest.mark.parametrize("offset", [0, 2500, 5000, 3 * MIB], ids=["again", "overlapping", "behind", "gap"])
+def test_size_says_nothing_of_bytes_that_are_not_there_yet(
+    world: World, offset: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lay there before would be shown to readers meanwhile, and for ever if the worker died just then."""
+    world.memory.view[10 * MIB : 40 * MIB] = b"\xee" * (30 * MIB)
+    node = world.make(b"file")
+    world.write(node, 0, b"a" * 5000)
+    tree, row = world.volume.namespace, world.made.row(node)
+    looks = []
+    store = world.memory.write
+
+    def storing(at: int, data: memoryview) -> None:
+        looks.append(tree.size[row])
+        assert b"\xee" not in world.read(node)
+        store(at, data)
+        if bytes(data[:1]) == b"b":
+            raise DeviceFaultError("the second half is poisoned")
+
+    monkeypatch.setattr(world.memory, "write", storing)
+    with pytest.raises(DeviceFaultError):
+        world.write(node, offset, b"b" * 5000)
+    monkeypatch.undo()
+    assert set(looks) == {5000}
+    assert b"\xee" not in world.read(node)
+    world.made.released(node)
+    ((name, data),) = world.logged().items()
+    assert (name, len(data)) == (b"file", 5000)
+
+
 def test_log_that_fails_leaves_the_file_as_it_was(world: World) -> None:
     node = world.make(b"file")
     world.write(node, 0, b"data")
-    world.volume.foreign_writer = True
+    world.volume.namespace.foreign_writer = True
     with pytest.raises(FamfsError, match="somebody else"):
         world.made.log(node)
     assert world.made.find(ns.ROOT, b"file") == node
-    world.volume.foreign_writer = False
+    world.volume.namespace.foreign_writer = False
     world.made.log(node)
     assert world.logged() == {b"file": b"data"}
 
