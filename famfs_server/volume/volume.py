@@ -353,8 +353,8 @@ class Volume:
         return self.namespace.replayed - before
 
     def _stopped(self, stop: Stop | None) -> None:
-        """What has ended the replay, if anything has. Who looks at the volume meanwhile never takes a half-visible entry
-        for damage."""
+        """What has ended the replay, if anything has. Who looks at the volume meanwhile takes no half-visible entry for
+        damage."""
         lagging = stop is not None and stop.damage is Damage.TORN and self.role is Role.CLIENT
         if lagging:
             self.lagging = True
