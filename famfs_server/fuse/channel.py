@@ -20,7 +20,7 @@ from famfs_server.fuse.abi import InitFlag
 from famfs_server.fuse.dialects import Decision, InitRequest
 from famfs_server.fuse.filesystem import FileSystem
 from famfs_server.fuse.fmap_replies import FmapReplies
-from famfs_server.fuse.requests import NO_REPLY, REQUEST, RequestPlane
+from famfs_server.fuse.requests import REQUEST, RequestPlane
 from famfs_server.fuse.session import BUFFER, Session
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Channel:
             filesystem, self.session, fast=fast, maps=maps, no_open=no_open, serve_unmapped=serve_unmapped
         )
         if self._taken_over:
-            self.plane.finish_forget()
+            self.plane.finish()
         self._our_end.send(negotiation.mask_for_libfuse(self.init))
         threading.Thread(target=self._replies, args=(request, decision, failed), name="replies", daemon=True).start()
         threading.Thread(target=self._requests, args=(finished, failed), name="requests", daemon=True).start()
@@ -147,9 +147,8 @@ class Channel:
             if not length:
                 return
             if not answer(length):
-                _, opcode, unique, _ = REQUEST.unpack_from(record.buffer)
-                if opcode not in NO_REPLY:
-                    record.relayed(unique)
+                _, _, unique, _ = REQUEST.unpack_from(record.buffer)
+                record.relayed(unique)
                 self._our_end.send(record.buffer[:length])
                 self.plane.passed_on()
 

@@ -133,6 +133,11 @@ class FileSystem:
         if nodeid >= FIRST_PROVISIONAL and (keeper := self._keeper(nodeid)) is not None:
             keeper.remember(nodeid)
 
+    def given(self, nodeid: int) -> int:
+        """How often the kernel has been given a nodeid that is counted, and has not given it back."""
+        keeper = self._keeper(nodeid)
+        return keeper.given(nodeid) if keeper is not None else 0
+
     def forget(self, nodeid: int, count: int) -> None:
         """The kernel gives a nodeid back."""
         if nodeid >= FIRST_PROVISIONAL and (keeper := self._keeper(nodeid)) is not None:

@@ -6,7 +6,7 @@ request plane's; both ask `FileSystem` (decisions 8).
 """
 
 import errno
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
@@ -86,10 +86,6 @@ class FamfsOperations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ENOENT)
         self._fs.remember(node)
         return self._entry(node)
-
-    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        for inode, count in inode_list:
-            self._fs.forget(inode, count)
 
     @_answered
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:

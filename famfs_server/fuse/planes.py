@@ -10,7 +10,7 @@ from famfs_server.fuse.abi import Opcode
 class Plane(Enum):
     """Who answers a request for a node of the log. Those for provisional nodeids go to the request plane always."""
 
-    ALWAYS_FAST = "the request plane, because pyfuse3 has no handler for it"
+    ALWAYS_FAST = "the request plane: pyfuse3 has no handler for it, or it must be carried out exactly once"
     FAST = "the request plane, or the control plane with the fast path off"
     CONTROL = "the control plane"
     UNSENT = "the control plane, though no kernel asks it of a server that has negotiated as this one does"
@@ -18,7 +18,7 @@ class Plane(Enum):
 
 PLANES: Final[dict[Opcode, Plane]] = {
     Opcode.LOOKUP: Plane.FAST,
-    Opcode.FORGET: Plane.FAST,
+    Opcode.FORGET: Plane.ALWAYS_FAST,
     Opcode.GETATTR: Plane.FAST,
     Opcode.SETATTR: Plane.FAST,
     Opcode.READLINK: Plane.CONTROL,
@@ -56,7 +56,7 @@ PLANES: Final[dict[Opcode, Plane]] = {
     Opcode.IOCTL: Plane.ALWAYS_FAST,
     Opcode.POLL: Plane.CONTROL,
     Opcode.NOTIFY_REPLY: Plane.UNSENT,
-    Opcode.BATCH_FORGET: Plane.FAST,
+    Opcode.BATCH_FORGET: Plane.ALWAYS_FAST,
     Opcode.FALLOCATE: Plane.ALWAYS_FAST,
     Opcode.READDIRPLUS: Plane.FAST,
     Opcode.RENAME2: Plane.CONTROL,

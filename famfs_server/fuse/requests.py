@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from struct import Struct
 from time import perf_counter_ns
 from typing import Final
@@ -26,7 +26,6 @@ from famfs_server.fuse.planes import ALWAYS, FAST
 from famfs_server.fuse.session import Session
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.provisional import FIRST_PROVISIONAL
-from famfs_server.volume.spacefiles import FIRST_SPACE
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +51,9 @@ REQUEST: Final = Struct("<IIQQ")
 
 _MAKING: Final = (Opcode.MKDIR, Opcode.CREATE)
 """Requests that make a name."""
+
+_FINDING: Final = (Opcode.LOOKUP, Opcode.READDIRPLUS)
+"""Requests whose answers can name any file of a directory."""
 
 _NSEC = 10**9
 _SIGN: Final = 1 << 63
@@ -162,6 +164,8 @@ class RequestPlane:
             handler = self._for_provisional.get(opcode, handler)
         elif opcode in _MAKING and size == length:
             handler = self._made_before(opcode, unique, nodeid, length) or handler
+        if handler is None and opcode in _FINDING and self._fs.has_provisional:
+            handler = self._for_provisional[opcode]
         if handler is None:
             if wellformed.fits(self._view[:length], opcode, self._most):
                 return False
@@ -179,15 +183,34 @@ class RequestPlane:
             counters.measured(self._record.counters, opcode, self.counts[opcode], perf_counter_ns() - began)
         return True
 
-    def finish_forget(self) -> None:
-        """To be called by a successor, before it reads: a kernel does not send a FORGET again that a dead worker had in
-        hand, and space would wait for that for ever."""
-        if not self._record.in_hand:
+    def finish(self) -> None:
+        """To be called by a successor, before it reads: complete what a dead worker had in hand and had begun to count.
+
+        A kernel does not send a FORGET again, and a LOOKUP that were sent again would be counted twice: in both cases
+        the kernel would seem to know a file for ever that it has forgotten (decisions 15).
+        """
+        unique = self._record.left
+        if not unique:
             return
-        for node, count in self._given_back():
-            # Others are counted: what has been subtracted already must not be again.
-            if node >= FIRST_SPACE:
-                self._fs.forget(node, count)
+        _, opcode, _, nodeid = REQUEST.unpack_from(self._buffer)
+        try:
+            if opcode in NO_REPLY:
+                self._give_back(unique)
+            elif opcode == Opcode.LOOKUP:
+                self._answer_counted(unique, nodeid)
+        except Exception:
+            log.exception("request %d (opcode %d), left by a dead worker, cannot be completed", unique, opcode)
+        self._record.finished()
+
+    def _answer_counted(self, unique: int, nodeid: int) -> None:
+        """Answer a LOOKUP if a dead worker has counted it. If it has answered it, too, this is dropped."""
+        length, *_ = REQUEST.unpack_from(self._buffer)
+        item, before = self._record.noted_count(unique)
+        if item < 0:
+            return
+        node = self._fs.lookup(nodeid, self._buffer[_BODY : length - 1].tobytes())
+        if node >= FIRST_PROVISIONAL and self._fs.given(node) == before + 1:
+            self._reply_entry(unique, node)
 
     def passed_on(self) -> None:
         """The request in the buffer has gone to libfuse and is in this plane's hand no more."""
@@ -213,25 +236,40 @@ class RequestPlane:
             reply(self._fuse, abi.error_reply(unique, errno.ENOENT))
 
     def _entry(self, unique: int, node: int) -> None:
+        if node >= FIRST_PROVISIONAL:
+            self._record.note_count(unique, 0, self._fs.given(node))
+            self._fs.remember(node)
+        self._reply_entry(unique, node)
+
+    def _reply_entry(self, unique: int, node: int) -> None:
         fs = self._fs
-        fs.remember(node)
         timeout = fs.timeout(node)
         reply(self._fuse, abi.ENTRY_REPLY.pack(144, 0, unique, node, 0, timeout, timeout, 0, 0, *fs.attr(node)))
 
     def _forget(self, unique: int, nodeid: int, length: int) -> None:
-        for node, count in self._given_back():
+        self._give_back(unique)
+
+    def _give_back(self, unique: int) -> None:
+        """Carry out the FORGET or BATCH_FORGET in the buffer, from where a dead worker has come to, if any has."""
+        last, before = self._record.noted_count(unique)
+        for item, (node, count) in enumerate(self._given_back()):
+            if node < FIRST_PROVISIONAL or item < last:
+                continue
+            given = self._fs.given(node)
+            if item == last and given != before:
+                # It was subtracted, and nothing else may have been done.
+                count = 0
+            else:
+                self._record.note_count(unique, item, given)
             self._fs.forget(node, count)
 
-    def _given_back(self) -> list[tuple[int, int]]:
-        """What the FORGET or BATCH_FORGET in the buffer gives back: nodeids, and how often each had been given. Nothing
-        if it is another request."""
+    def _given_back(self) -> Iterable[tuple[int, int]]:
+        """What the FORGET or BATCH_FORGET in the buffer gives back: nodeids, and how often each had been given."""
         length, opcode, _, nodeid = REQUEST.unpack_from(self._buffer)
         if opcode == Opcode.FORGET:
             return [(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))]
-        if opcode != Opcode.BATCH_FORGET:
-            return []
         start = _BODY + abi.BATCH_FORGET_IN.size
-        return list(abi.FORGET_ONE.iter_unpack(self._view[start : length - (length - start) % 16]))
+        return abi.FORGET_ONE.iter_unpack(self._view[start : length - (length - start) % 16])
 
     def _getattr(self, unique: int, nodeid: int, length: int) -> None:
         fs = self._fs
@@ -463,11 +501,11 @@ class RequestPlane:
         return abi.DIRENT.pack(node, place, length, self._tree.mode[self._fs.row(node)] >> 12)
 
     def _plus_head(self, place: int, node: int, length: int) -> bytes:
-        """A READDIRPLUS record without its name; the kernel knows the node from then on."""
+        """A READDIRPLUS record without its name; the kernel knows the node from then on, if the record says its nodeid:
+        not for `.` and `..`, of which it takes no reference, nor for nodes that are counted, each in a request of its
+        own."""
         fs = self._fs
-        # The kernel takes no reference on `.` and `..`, so they carry no nodeid.
-        entry = node if place > DOTDOT else 0
-        fs.remember(entry)
+        entry = node if place > DOTDOT and node < FIRST_PROVISIONAL else 0
         attributes = fs.attr(node)
         timeout = fs.timeout(node)
         kind = attributes[9] >> 12

@@ -41,6 +41,8 @@ _HELD = 4096
 """Requests that threads can have at once, of which a successor knows each."""
 _PUSHED = _HELD_AT + _HELD
 _RECOVERING = _PUSHED + 1
+_LEFT, _COUNTED, _COUNTING = range(_RECOVERING + 1, _RECOVERING + 4)
+_LOW = (1 << 32) - 1
 _HEAD = 1 << 16
 """Bytes before the buffer: whole pages on every machine."""
 _UNIQUE_OFFSET = 8
@@ -156,6 +158,20 @@ class SessionRecord:
         slot = _RING_AT + 2 * (unique // 2 % _RING)
         return self._words[slot + 1] if self._words[slot] == unique else None
 
+    def note_count(self, unique: int, item: int, before: int) -> None:
+        """The `item`-th nodeid that a request counts had been given `before` times, and is about to be counted."""
+        words = self._words
+        if words[_COUNTED] != unique:
+            words[_COUNTING] = 0
+            words[_COUNTED] = unique
+        # One word, so that a death leaves both or neither.
+        words[_COUNTING] = (item + 1) << 32 | before & _LOW
+
+    def noted_count(self, unique: int) -> tuple[int, int]:
+        """The last item that was noted of a request, and how it was before; item -1 if there is none."""
+        counting = self._words[_COUNTING] if self._words[_COUNTED] == unique else 0
+        return (counting >> 32) - 1, counting & _LOW
+
     # -- read by the supervisor and by successors -----------------------------------------------
 
     @property
@@ -215,12 +231,21 @@ class SessionRecord:
         words[_TAKEOVERS] += 1
         words[_RECOVERING] = 1
         if self.in_hand:
-            unique = self._unique
+            words[_LEFT] = unique = self._unique
             place = next((place for place in range(_HELD_AT, _HELD_AT + _HELD) if words[place] in (0, unique)), 0)
             if place:
                 words[place] = unique
         self.buffer[_UNIQUE_OFFSET : _UNIQUE_OFFSET + 8] = bytes(8)
         words[_LAST] = 0
+
+    @property
+    def left(self) -> int:
+        """The unique of the request in the buffer, as the kernel wrote it, if a dead worker had it in hand; or 0."""
+        return self._words[_LEFT]
+
+    def finished(self) -> None:
+        """What can be done about that request before others are read is done."""
+        self._words[_LEFT] = 0
 
     def recovered(self) -> None:
         """What the worker before had in hand has been asked for again, or has been answered."""

@@ -85,8 +85,6 @@ def fits(request: memoryview, opcode: int, most: int) -> bool:
         size, _ = abi.SETXATTR_IN.unpack_from(request, _BODY)
         name, ended, value = bytes(request[start:]).partition(b"\0")
         return bool(name and ended and len(value) == size)
-    if opcode == Opcode.BATCH_FORGET:
-        return bool(abi.BATCH_FORGET_IN.unpack_from(request, _BODY)[0] * abi.FORGET_ONE.size == rest)
     if opcode in _READING:
         return bool(abi.READ_IN.unpack_from(request, _BODY)[2] <= most)
     return True

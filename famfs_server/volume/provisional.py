@@ -197,6 +197,11 @@ class Provisional:
         """The kernel is about to be given the nodeid once more."""
         self._tree.lookups[nodeid % PROVISIONAL_ROWS] += 1
 
+    def given(self, nodeid: int) -> int:
+        """How often the kernel has the nodeid."""
+        slot = nodeid % PROVISIONAL_ROWS
+        return self._tree.lookups[slot] if self._tree.serial[slot] == nodeid else 0
+
     def forget(self, nodeid: int, count: int) -> None:
         """The kernel gives back `count` of the times it was given the nodeid."""
         slot = nodeid % PROVISIONAL_ROWS

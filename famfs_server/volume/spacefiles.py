@@ -85,6 +85,10 @@ class SpaceFiles:
         if self.row(nodeid):
             self._tree.space_lookups[nodeid % SPACE_ROWS] += 1
 
+    def given(self, nodeid: int) -> int:
+        """How often the kernel has the nodeid."""
+        return self._tree.space_lookups[nodeid % SPACE_ROWS] if self.row(nodeid) else 0
+
     def forget(self, nodeid: int, count: int) -> None:
         """The kernel gives back `count` of the times it was given the nodeid; with the last one the space is quiet."""
         if not self.row(nodeid):

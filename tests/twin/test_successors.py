@@ -13,9 +13,10 @@ from struct import Struct
 
 import pytest
 
+from famfs_server.fuse.session import SessionRecord
 from famfs_server.omf import layout
 from tests.twin import trees
-from tests.twin.kernel import STOCK, Bit, Op
+from tests.twin.kernel import IN_HEADER, STOCK, Bit, Inode, Op
 from tests.twin.maps import Dialect
 from tests.twin.server import Twin
 from tests.twin.trees import Tree
@@ -116,6 +117,92 @@ def test_map_that_was_in_hand(tree: Tree) -> None:
     before = kernel.fetch_fmap(node)
     assert twice(twin, Op.GET_FMAP, node, b"") == before
     assert twin.end() == 0
+
+
+# -- what a kernel does not send again ---------------------------------------------------------------
+
+
+def record_of(pid: int) -> SessionRecord:
+    """The memory that a worker reads requests into."""
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        if "famfs-session" in os.readlink(link):
+            return SessionRecord(os.open(link, os.O_RDWR))
+    raise AssertionError("the worker has none")
+
+
+def written(twin: Twin) -> Inode:
+    """A new file that is logged, and whose provisional nodeid the kernel knows."""
+    kernel = twin.kernel
+    file = kernel.create(kernel.root(), b"new")
+    kernel.write(file, 0, b"data")
+    kernel.close_file(file)
+    while file.inode.named:
+        assert kernel.pump(kernel.timeout), "the kernel is not told of its name"
+    return file.inode
+
+
+def dies_with_forget(twin: Twin, inode: Inode, count: int) -> None:
+    """A worker is killed when it has read a FORGET and done nothing about it."""
+    record = record_of(twin.worker)
+    body = Struct("<Q").pack(count)
+    unique = twin.kernel.send(Op.STATFS, 1, b"")
+    assert twin.kernel.receive(unique)[0] == 0
+    deadline = time.monotonic() + 20
+    while record.in_hand:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    request = IN_HEADER.pack(IN_HEADER.size + len(body), Op.FORGET, unique + 1000, inode.nodeid, 0, 0, 0, 0, 0) + body
+    record.buffer[: len(request)] = request
+    twin.succeed()
+    os.close(record.fd)
+
+
+def test_forget_that_was_in_hand_is_carried_out(twin: Twin) -> None:
+    inode = written(twin)
+    provisional = inode.nodeid
+    dies_with_forget(twin, inode, inode.lookups)
+    twin.kernel._evict(inode)
+    # As long as somebody seems to know it the file keeps that number, and the place that goes with it.
+    assert twin.kernel.lookup(twin.kernel.root(), b"new").nodeid < provisional
+
+
+def test_forget_that_was_in_hand_is_carried_out_once(twin: Twin) -> None:
+    inode = written(twin)
+    provisional = inode.nodeid
+    for _ in range(3):
+        twin.kernel.lookup(twin.kernel.root(), b"new")
+    for _ in range(2):
+        dies_with_forget(twin, inode, 1)
+        inode.lookups -= 1
+        twin.succeed()
+        assert twin.kernel.getattr(inode).size == 4
+    assert inode.lookups == 2
+    assert twin.kernel.lookup(twin.kernel.root(), b"new").nodeid == provisional
+    twin.kernel.forget(inode)
+    assert twin.kernel.lookup(twin.kernel.root(), b"new").nodeid < provisional
+
+
+def test_lookup_that_was_in_hand_is_counted_once(twin: Twin) -> None:
+    """The worker has counted it, and dies before it can answer."""
+    kernel = twin.kernel
+    inode = written(twin)
+    provisional = inode.nodeid
+    record = record_of(twin.worker)
+    unique = kernel.send(Op.LOOKUP, 1, b"new\0")
+    kernel.lose(unique)
+    deadline = time.monotonic() + 20
+    while record.in_hand:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    record.done(0)
+    assert record.in_hand == unique
+    twin.succeed()
+    error, payload = kernel.receive(unique)
+    assert (error, entry(payload)) == (0, provisional)
+    inode.lookups += 1
+    kernel.forget(inode)
+    assert kernel.lookup(kernel.root(), b"new").nodeid < provisional
+    os.close(record.fd)
 
 
 # -- kernels that cannot send again ------------------------------------------------------------------

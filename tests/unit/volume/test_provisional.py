@@ -4,17 +4,15 @@
 import os
 import random
 import stat
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
-from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from deaths import dies
 from famfs_server.errors import DeviceFaultError, ExistsError, FamfsError, LogFullError, NoSpaceError
 from famfs_server.volume import check
 from famfs_server.volume import namespace as ns
@@ -351,34 +349,6 @@ TestMachine.settings = settings(max_examples=40 if PLACES > 1 else 1000, statefu
 
 
 # -- with a worker that dies --------------------------------------------------------------------
-
-
-def dies(act: Callable[[], object], place: int) -> bool:
-    """Do something in another process that is killed before the `place`-th line of the volume's code, and say whether
-    it came to that."""
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal place
-        if "/famfs_server/" not in frame.f_code.co_filename:
-            return None
-        if event == "line":
-            place -= 1
-            if place < 0:
-                os._exit(9)
-        return trace
-
-    pid = os.fork()
-    if pid == 0:
-        try:
-            sys.settrace(trace)
-            act()
-            sys.settrace(None)
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert status in (0, 9)
-    return status == 9
 
 
 DATA = bytes(range(1, 251)) * 13000
