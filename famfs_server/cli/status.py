@@ -130,7 +130,8 @@ def render(status: Status, before: Status | None = None) -> Iterator[str]:
         yield f"  {entries['behind']} entries of the log are not read yet"
     yield f"  {status['files']} files, {status['directories']} directories, {status['not_logged_yet']} not logged yet"
     used = space["capacity"] - space["free"]
-    yield f"  space {space['free']} of {space['capacity']} bytes free{_percent(used, space['capacity'])}"
+    free, capacity = human_size(space["free"]), human_size(space["capacity"])
+    yield f"  space {free} of {capacity} free{_percent(used, space['capacity'])}"
     for device in status["devices"][1:]:
         yield f"  device {device['index']}: {device['path'] or device['uuid']}, {device['state']}"
         if device["problem"]:
