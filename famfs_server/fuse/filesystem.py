@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 BLOCK_SIZE = 4096
 """st_blksize, and the unit of statfs."""
 DAY = 86400
+MOMENT = 1
+"""Seconds for which the kernel may keep attributes of a new file that it has just been told."""
 LONG = 64 << 20
 """Bytes that are zeroed within a request; more than that is done beside the request plane."""
 _SOME = 256
@@ -309,13 +311,16 @@ class FileSystem:
             0,
         )
 
-    def timeout(self, nodeid: int) -> int:
+    def timeouts(self, nodeid: int) -> tuple[int, int]:
         """Seconds for which a name and its attributes may be cached.
 
         What the log has made stays as it is, directories too: they have neither a size nor a count of links, and their
-        times do not tell what is in them. A file that is not logged may grow, or be dropped.
+        times do not tell what is in them. A file that is not logged may be dropped, so its name is asked for each time.
+        Its attributes change by this kernel's own calls alone, and the one that makes a file looks at them before it
+        returns.
         """
-        return 0 if nodeid >= FIRST_PROVISIONAL else self.settings.timeout
+        longest = self.settings.timeout
+        return (0, min(MOMENT, longest)) if nodeid >= FIRST_PROVISIONAL else (longest, longest)
 
     def setattr(self, nodeid: int, new: Attributes) -> None:
         """Change mode, owner or times in memory; a size can be set once, which logs the file (decisions 12, 23)."""

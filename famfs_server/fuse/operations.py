@@ -76,7 +76,7 @@ class FamfsOperations(pyfuse3.Operations):
         entry.st_atime_ns = atime * 10**9 + atime_ns
         entry.st_mtime_ns = mtime * 10**9 + mtime_ns
         entry.st_ctime_ns = ctime * 10**9 + ctime_ns
-        entry.entry_timeout = entry.attr_timeout = fs.timeout(nodeid)
+        entry.entry_timeout, entry.attr_timeout = fs.timeouts(nodeid)
         return entry
 
     @_answered

@@ -243,8 +243,8 @@ class RequestPlane:
 
     def _reply_entry(self, unique: int, node: int) -> None:
         fs = self._fs
-        timeout = fs.timeout(node)
-        reply(self._fuse, abi.ENTRY_REPLY.pack(144, 0, unique, node, 0, timeout, timeout, 0, 0, *fs.attr(node)))
+        name, attributes = fs.timeouts(node)
+        reply(self._fuse, abi.ENTRY_REPLY.pack(144, 0, unique, node, 0, name, attributes, 0, 0, *fs.attr(node)))
 
     def _forget(self, unique: int, nodeid: int, length: int) -> None:
         self._give_back(unique)
@@ -273,7 +273,7 @@ class RequestPlane:
 
     def _getattr(self, unique: int, nodeid: int, length: int) -> None:
         fs = self._fs
-        reply(self._fuse, abi.ATTR_REPLY.pack(120, 0, unique, fs.timeout(nodeid), 0, *fs.attr(nodeid)))
+        reply(self._fuse, abi.ATTR_REPLY.pack(120, 0, unique, fs.timeouts(nodeid)[1], 0, *fs.attr(nodeid)))
 
     def _setattr(self, unique: int, nodeid: int, length: int) -> None:
         valid, _, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, uid, gid = (
@@ -313,8 +313,7 @@ class RequestPlane:
 
     def _created(self, unique: int, node: int, answer: int) -> None:
         fs = self._fs
-        timeout = fs.timeout(node)
-        entry = (node, 0, timeout, timeout, 0, 0, *fs.attr(node))
+        entry = (node, 0, *fs.timeouts(node), 0, 0, *fs.attr(node))
         reply(self._fuse, abi.CREATE_REPLY.pack(160, 0, unique, *entry, 0, answer, 0))
 
     def _run(self, unique: int, nodeid: int, change: Callable[[], None], *, beside: bool) -> None:
@@ -507,9 +506,8 @@ class RequestPlane:
         fs = self._fs
         entry = node if place > DOTDOT and node < FIRST_PROVISIONAL else 0
         attributes = fs.attr(node)
-        timeout = fs.timeout(node)
         kind = attributes[9] >> 12
-        return abi.DIRENTPLUS.pack(entry, 0, timeout, timeout, 0, 0, *attributes, node, place, length, kind)
+        return abi.DIRENTPLUS.pack(entry, 0, *fs.timeouts(node), 0, 0, *attributes, node, place, length, kind)
 
     # -- extent maps ----------------------------------------------------------------------------
 

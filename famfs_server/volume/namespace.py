@@ -500,9 +500,12 @@ class Namespace:
     def enter(self, first: int, nodes: Sequence[NewNode]) -> range:
         """Show `nodes`, none of whose names exists, as the next ones, from nodeid `first` on; their nodeids.
 
-        By columns, because nodes come in batches of thousands.
+        By columns, because nodes come in batches of thousands; one alone, because files are made one by one as well.
         """
         new = range(first, first + len(nodes))
+        if len(nodes) == 1:
+            self._enter_one(first, nodes[0])
+            return new
         rows = slice(new.start, new.stop)
         parents, names, modes, uids, gids, sizes, maps = zip(*nodes, strict=True)
         self.mode[rows] = array("I", modes)
@@ -524,6 +527,18 @@ class Namespace:
             self.link(nodeid, parent, name)
         self.publish(new.stop)
         return new
+
+    def _enter_one(self, nodeid: int, node: NewNode) -> None:
+        parent, name, mode, uid, gid, size, (extents, chunk_size) = node
+        self.mode[nodeid], self.uid[nodeid], self.gid[nodeid] = mode, uid, gid
+        self.size[nodeid], self.chunk[nodeid] = size, chunk_size
+        self.extent_count[nodeid] = len(extents)
+        self.extent_start[nodeid] = start = self.reserve_extents(len(extents))
+        for at, extent in enumerate(extents, start):
+            self._extent_words[3 * at], self._extent_words[3 * at + 1], self._extent_words[3 * at + 2] = extent
+        self.name_length[nodeid], self.name_offset[nodeid] = len(name), self.store_names(name)
+        self.link(nodeid, parent, name)
+        self.publish(nodeid + 1)
 
     def skip(self, nodeid: int, fault: Fault) -> None:
         """Record that the entry of `nodeid` is not shown, and why."""
