@@ -426,11 +426,14 @@ class FileSystem:
         if not FIRST_PROVISIONAL <= nodeid < FIRST_SPACE:
             return
         self.made.released(nodeid)
-        self.released(nodeid)
+        self._drop_old_name(nodeid)
 
-    def released(self, nodeid: int) -> None:
-        """What comes after a close, also one that a dead worker has counted and not finished."""
+    def finish_release(self, nodeid: int) -> None:
+        """Do what comes after a close that a dead worker has counted, which may have got that far or not."""
         self.made.settle(nodeid)
+        self._drop_old_name(nodeid)
+
+    def _drop_old_name(self, nodeid: int) -> None:
         row = self.made.row(nodeid)
         if row and row < self.namespace.published and not self.made.opens(nodeid):
             # The kernel will look the name up again, under the nodeid that the log gives it, and keep that for long.

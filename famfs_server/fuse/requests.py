@@ -371,7 +371,7 @@ class RequestPlane:
     def _release(self, unique: int, nodeid: int, length: int) -> None:
         if nodeid >= FIRST_PROVISIONAL:
             if self._is_counted(unique, nodeid):
-                self._fs.released(nodeid)
+                self._fs.finish_release(nodeid)
             else:
                 self._fs.release(nodeid)
         self._nothing(unique, nodeid, length)

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -484,6 +485,28 @@ def test_exclusive_creation(world: World) -> None:
         assert other("close", 0) is None
         assert other.create(world.master / "mine") == "EEXIST"
     assert world.bytes_of("mine") == b"x"
+
+
+def test_few_requests_make_a_file(world: World) -> None:
+    """The kernel asks again for the directory, which it has just changed, but not for the file that it has made."""
+    code = """
+for number in range(50):
+    fd = os.open(f"{arguments[0]}/{number}", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+    os.ftruncate(fd, 4096)
+    os.close(fd)
+"""
+    succeed("mkdir", world.master / "few")
+
+    def asked() -> Counter[str]:
+        requests = json.loads(succeed(BIN / "famfs", "status", "--json", world.master.path))["requests"]["opcodes"]
+        return Counter({name: figures["count"] for name, figures in requests.items()})
+
+    before = asked()
+    client(code, world.master / "few")
+    more = asked() - before
+    assert more["create"] == more["setattr"] == 50
+    # One for each look at the directory, and a few of the command that counts.
+    assert more["getattr"] < 75
 
 
 def test_two_openers(world: World) -> None:
