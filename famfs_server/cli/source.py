@@ -24,7 +24,8 @@ class Source:
     size: int
 
     def pieces(self, buffer: memoryview) -> Iterator[memoryview]:
-        """All bytes, a piece at a time, each in `buffer`. Raises SourceError unless they are as many as there were."""
+        """All bytes, in pieces that fill `buffer`, but for the last one. Raises SourceError unless they are as many as
+        there were."""
         try:
             fd = os.open(self.name, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -32,10 +33,15 @@ class Source:
         try:
             offset = 0
             while offset < self.size:
-                done = self._read(fd, buffer[: self.size - offset], offset)
-                if not done:
-                    raise SourceError(f"{self.name}: has become shorter while it was copied")
-                yield buffer[:done]
+                piece = buffer[: self.size - offset]
+                done = 0
+                while done < len(piece):
+                    # Not every file system gives as much as is asked for.
+                    count = self._read(fd, piece[done:], offset + done)
+                    if not count:
+                        raise SourceError(f"{self.name}: has become shorter while it was copied")
+                    done += count
+                yield piece
                 offset += done
             if self._read(fd, memoryview(bytearray(1)), offset):
                 raise SourceError(f"{self.name}: has grown while it was copied")

@@ -219,6 +219,23 @@ def test_a_source_that_changes_meanwhile_is_no_success(
     assert list(device.tree()) == (["copy"] if log_first else [])
 
 
+def test_a_source_that_gives_less_than_is_asked_for(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: random.Random
+) -> None:
+    """As files of networks may do: a call that reads 10,000 bytes gives 3000."""
+    tree = tmp_path / "source"
+    tree.mkdir()
+    sizes = (7, 3000, 10_000, 2_000_000, 40_000)
+    expected = {f"t/{number}": rng.randbytes(size) for number, size in enumerate(sizes)}
+    for name, data in expected.items():
+        (tree / name[2:]).write_bytes(data)
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: real(fd, [buffers[0][:3000]], offset))
+    outcome = copy(device, "-r", tree, "t")
+    assert outcome.status == 0, outcome.error
+    assert {name: device.read(name) for name in expected} == expected
+
+
 def test_a_source_that_cannot_be_read_is_no_success(
     device: Device, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
