@@ -9,7 +9,8 @@ import click
 
 from famfs_server.cli import program
 from famfs_server.cli.target import Targets, Unmounted, names_device, unmounted
-from famfs_server.errors import MediaError, RoleError
+from famfs_server.daemon.control_client import ControlError
+from famfs_server.errors import FamfsError, MediaError, RoleError
 
 LOCK_SECONDS = 2.0
 """How long somebody who is about to let go of the device may take."""
@@ -50,8 +51,17 @@ def command(*, device: str, target: str, force: bool, further: tuple[str, ...], 
             raise MediaError(f"{target}: {describe_stop(volume.stop)}")
         known = {uuid for uuid in [volume.superblock.device_uuid, *volume.devices] if uuid is not None}
         path = os.path.realpath(device)
-        add = place.target.add_device
-        uuid = add_prepared(path, volume.superblock.uuid, known, lambda made: add(made, path), force=force)
+
+        def add(made: UUID) -> None:
+            try:
+                place.target.add_device(made, path)
+            except ControlError:
+                # The daemon's worker may have logged it and died before it could say so.
+                place.target.follow()
+                if made not in volume.devices:
+                    raise
+
+        uuid = add_prepared(path, volume.superblock.uuid, known, add, force=force)
     click.echo(f"{device} is device {len(known)} of the file system {volume.superblock.uuid}")
     click.echo(f"  device UUID: {uuid}")
 
@@ -64,8 +74,8 @@ def _unmounted(target: str, further: tuple[str, ...]) -> Unmounted | None:
 def add_prepared(path: str, volume: UUID, known: Set[UUID], add: Callable[[UUID], None], *, force: bool) -> UUID:
     """Check the device at `path`, write a superblock that makes it one of `volume`, have `add` log it; its UUID.
 
-    Where it cannot be logged the superblock is made invalid again. Raises DeviceError, ExistsError, and what `add`
-    raises.
+    Where it cannot be logged, which `add` says by a FamfsError, the superblock is made invalid again; not where nobody
+    knows whether it was. Raises DeviceError, ExistsError, and what `add` raises.
     """
     from famfs_server.dax import hostid
     from famfs_server.dax.device import DaxDevice, Lock
@@ -84,7 +94,7 @@ def add_prepared(path: str, volume: UUID, known: Set[UUID], add: Callable[[UUID]
             device.lock(Lock.MOUNTED, exclusive=False)
             try:
                 add(uuid)
-            except BaseException:
+            except FamfsError:
                 format.kill(memory)
                 raise
         finally:

@@ -176,9 +176,10 @@ def _take_locks(device: DaxDevice, host: UUID | None) -> bytes:
 
     The mapping is gone again when this returns: the supervisor maps nothing.
     """
+    # Before anything is read: while this waits, the file system may be made anew, for another owner.
+    lock_for_mount(device, host)
     if device.mode is Mode.FSDEV:
         # Its superblock is read later, through the mount (decisions 20).
-        lock_for_mount(device, host)
         return os.fsencode(os.path.realpath(device.path))
     memory = device.memory()
     try:
@@ -188,7 +189,6 @@ def _take_locks(device: DaxDevice, host: UUID | None) -> bytes:
     finally:
         memory.close()
         device.unmap()
-    lock_for_mount(device, host)
     lock_for_writing(device, host, found.system_uuid)
     return found.uuid.bytes
 

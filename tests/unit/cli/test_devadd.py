@@ -9,6 +9,8 @@ import pytest
 
 from commands import GIB, Device, host_file, json_of, run
 from famfs_server.cli import devadd
+from famfs_server.cli.unmounted import DeviceTarget
+from famfs_server.daemon.control_client import ControlError
 from famfs_server.dax.device import DaxDevice, Lock
 from famfs_server.omf import superblock
 from famfs_server.omf.superblock import Superblock, SuperblockState
@@ -109,6 +111,38 @@ def test_failed_append_leaves_no_superblock(device: Device, second: Device) -> N
     outcome = run("famfs", "devadd", second.path, device.path)
     assert "log is full" in outcome.error
     assert superblock.inspect(second.head()).state is SuperblockState.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("logged", "error", "state"),
+    [
+        (True, ControlError("the daemon closed the connection"), SuperblockState.SECONDARY),
+        (False, ControlError("the daemon closed the connection"), SuperblockState.ABSENT),
+        (True, KeyboardInterrupt(), SuperblockState.SECONDARY),
+    ],
+)
+def test_daemon_that_is_gone_before_it_answers(
+    device: Device,
+    second: Device,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: bool,
+    error: BaseException,
+    state: SuperblockState,
+) -> None:
+    """A device that the log names must keep the superblock by which it is found."""
+    real = DeviceTarget.add_device
+
+    def dying(target: DeviceTarget, uuid: UUID, path: str) -> None:
+        if logged:
+            real(target, uuid, path)
+        raise error
+
+    monkeypatch.setattr(DeviceTarget, "add_device", dying)
+    outcome = run("famfs", "devadd", second.path, device.path)
+    assert (outcome.status == 0) == (logged and isinstance(error, ControlError))
+    assert superblock.inspect(second.head()).state is state
+    with device.volume() as volume:
+        assert volume.devices == [None, *([block_of(second).device_uuid] if logged else [])]
 
 
 def test_mkfs_and_fsck_know_further_devices(device: Device, second: Device) -> None:
