@@ -4,10 +4,12 @@
 // It serves the tree of bench/trees.py (directories dNNNN with files fNNNNNNN, and one directory w) and answers with
 // the flags and times that famfs-server answers with, so that the kernel sends both the same requests.
 //
-//   constants PLACE DIRECTORIES FILES_EACH WARM_FILES FILE_SIZE DIRECTORY_SECONDS LISTING_FLAGS
+//   constants PLACE DIRECTORIES FILES_EACH WARM_FILES FILE_SIZE DIRECTORY_SECONDS LISTING_FLAGS [BYTES]
 //
-// The last two are how long attributes of directories are cached, and the bits of INIT that decide between READDIR and
-// READDIRPLUS. Prints "ready" once mounted; ends with the mount.
+// DIRECTORY_SECONDS and LISTING_FLAGS are how long attributes of directories are cached, and the bits of INIT that
+// decide between READDIR and READDIRPLUS. With BYTES, a file of FILE_SIZE bytes, a READ is answered out of a mapping of
+// it, as a server does whose files are not all alike, and not with the same bytes each time. Prints "ready" once
+// mounted; ends with the mount.
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -30,7 +33,7 @@ enum { MAX_WRITE = 1 << 20, ROOM = MAX_WRITE + 8192, DAY = 86400 };
 #endif
 #define PARALLEL_WRITES (1U << 6) // FOPEN_PARALLEL_DIRECT_WRITES
 
-static char request[ROOM], listing[ROOM], data[MAX_WRITE];
+static char request[ROOM], listing[ROOM], constant[MAX_WRITE], *bytes;
 static int fuse;
 static unsigned long directories, files_each, warm_files, file_size, directory_seconds, listing_flags;
 
@@ -156,7 +159,7 @@ static void answer(const struct fuse_in_header *in, const char *body)
 	case FUSE_READ: {
 		const struct fuse_read_in *read = (const void *)body;
 		uint64_t left = read->offset < file_size ? file_size - read->offset : 0;
-		reply(in->unique, 0, data, read->size < left ? read->size : left);
+		reply(in->unique, 0, bytes ? bytes + read->offset : constant, read->size < left ? read->size : left);
 		break;
 	}
 	case FUSE_WRITE: {
@@ -192,7 +195,7 @@ int main(int count, char **arguments)
 {
 	char options[128];
 
-	if (count != 8)
+	if (count != 8 && count != 9)
 		return 2;
 	directories = strtoul(arguments[2], NULL, 10);
 	files_each = strtoul(arguments[3], NULL, 10);
@@ -200,7 +203,15 @@ int main(int count, char **arguments)
 	file_size = strtoul(arguments[5], NULL, 10);
 	directory_seconds = strtoul(arguments[6], NULL, 10);
 	listing_flags = strtoul(arguments[7], NULL, 10);
-	memset(data, 'x', sizeof data);
+	memset(constant, 'x', sizeof constant);
+	if (count == 9) {
+		int file = open(arguments[8], O_RDONLY | O_CLOEXEC);
+		bytes = mmap(NULL, file_size, PROT_READ, MAP_SHARED | MAP_POPULATE, file, 0);
+		if (bytes == MAP_FAILED) {
+			perror("constants: bytes of files");
+			return 1;
+		}
+	}
 	fuse = open("/dev/fuse", O_RDWR | O_CLOEXEC);
 	snprintf(options, sizeof options, "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", fuse);
 	if (fuse < 0 || mount("constants", arguments[1], "fuse", MS_NOSUID | MS_NODEV, options)) {

@@ -14,7 +14,8 @@ from bench.kernel import Answers, answers
 from bench.site import BenchError, Site, run
 from bench.trees import WARM_DIRECTORY, WARM_FILES, Tree
 
-OURS, RELAYED, BINDFS, TMPFS, LOOP = "ours", "fastpath=off", "bindfs", "tmpfs", "C loop"
+OURS, RELAYED, BINDFS, TMPFS = "ours", "fastpath=off", "bindfs", "tmpfs"
+LOOP, LOOP_FROM_MEMORY = "C loop", "C loop from memory"
 NO_BINDFS = "bindfs is not installed (apt-get install bindfs); nothing is compared with it"
 NO_COMPILER = "there is no C compiler (apt-get install gcc); nothing is compared with the loop of constants"
 
@@ -47,11 +48,14 @@ def mount_bindfs(site: Site, source: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def mount_loop(site: Site, program: Path, tree: Tree, like: Answers, *, file_size: int = FILE_SIZE) -> Iterator[Path]:
-    """The loop of constants.c, which has every file of `tree` without knowing any."""
-    place = site.place("loop")
+def mount_loop(
+    site: Site, program: Path, tree: Tree, like: Answers, *, file_size: int = FILE_SIZE, data: Path | None = None
+) -> Iterator[Path]:
+    """The loop of constants.c, which has every file of `tree` without knowing any; all of them have the bytes of the
+    file `data`, or the same constant everywhere."""
+    place = site.place("loop" if data is None else "loop-from-memory")
     numbers = (tree.directories, tree.files_each, WARM_FILES, file_size, like.directory_seconds, like.listing_flags)
-    process = site.start(program, place, *map(str, numbers))
+    process = site.start(program, place, *map(str, numbers), *([] if data is None else [data]))
     assert process.stdout is not None
     if process.stdout.readline() != "ready\n":
         raise BenchError("the loop of constants could not mount; its message is above")

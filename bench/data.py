@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench import contenders
-from bench.contenders import BINDFS, LOOP, OURS, RELAYED, TMPFS, Contender
+from bench.contenders import BINDFS, LOOP, LOOP_FROM_MEMORY, OURS, RELAYED, TMPFS, Contender
 from bench.images import MASTER, format_image
 from bench.kernel import answers
 from bench.metadata import rate
@@ -90,7 +91,9 @@ def _prepare(site: Site, note: Callable[[str], None]) -> _Fields:
     program = contenders.compile_loop(site)
     if program is not None:
         like = answers(site, image)
-        found.append(Contender(LOOP, lambda: contenders.mount_loop(site, program, _TREE, like, file_size=FILE_SIZE)))
+        for name, data in ((LOOP, None), (LOOP_FROM_MEMORY, source / FILE)):
+            mounted = partial(contenders.mount_loop, site, program, _TREE, like, file_size=FILE_SIZE, data=data)
+            found.append(Contender(name, mounted))
     else:
         note(contenders.NO_COMPILER)
     return _Fields(found, image, offset)
