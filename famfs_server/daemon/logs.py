@@ -6,10 +6,12 @@ None of them may hold up a file system: what the reader of the log does not take
 
 import logging
 import os
+import queue
 import select
 import socket
 import stat
 import struct
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +24,9 @@ _DAEMON = 3 << 3
 """The syslog facility."""
 _LONGEST = 1 << 16
 """Bytes of a message: a datagram has room for more, but nobody reads it."""
+
+_PATIENCE_SECONDS = 0.05
+"""How long a line may keep its thread where a disk is slow; those that come meanwhile are lost."""
 
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 
@@ -77,15 +82,48 @@ class _Sender(logging.Handler):
         raise NotImplementedError
 
 
+class _Scribe:
+    """A thread that writes to standard error, so that a slow disk holds up nobody else."""
+
+    def __init__(self) -> None:
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._free = threading.Event()
+        self._free.set()
+        threading.Thread(target=self._work, name="log", daemon=True).start()
+
+    def write(self, data: bytes) -> None:
+        """Write a line, and wait for that, but not for long. Raises BlockingIOError while another one takes longer."""
+        if not self._free.is_set():
+            raise BlockingIOError
+        self._free.clear()
+        self._lines.put(data)
+        self._free.wait(_PATIENCE_SECONDS)
+
+    def _work(self) -> None:
+        while True:
+            data = self._lines.get()
+            try:
+                os.write(2, data)
+            except OSError:
+                _Sender.lost += 1
+            self._free.set()
+
+
 class StderrHandler(_Sender):
-    """Writes to standard error, which may be a pipe that nobody reads or a terminal that is held."""
+    """Writes to standard error, which may be a pipe that nobody reads, a terminal that is held, or on a slow disk."""
+
+    scribe: _Scribe | None = None
+    """Writes to files, in processes that may have threads."""
 
     def send(self, record: logging.LogRecord) -> None:
         """Write a line."""
         data = (self.format(record) + "\n").encode("utf-8", "surrogateescape")
         if stat.S_ISREG(os.fstat(2).st_mode):
             # Never waits for a reader, and has one position for all who write to it.
-            os.write(2, data)
+            if self.scribe is None:
+                os.write(2, data)
+            else:
+                self.scribe.write(data)
             return
         # By an open file of our own: whether writing waits is a property of the open file, which we share with the
         # caller. Opened each time, because a daemon exchanges its standard error.
@@ -193,6 +231,13 @@ def set_up(level: int, fields: dict[str, str], *, background: bool) -> None:
     library = logging.getLogger("trio")
     library.handlers[:] = [handler, RECENT]
     library.propagate = False
+
+
+def wait_for_no_disk() -> None:
+    """From now on this process waits for no disk where its log is a file. It starts a thread, and must not fork."""
+    for handler in logging.getLogger("famfs_server").handlers:
+        if isinstance(handler, StderrHandler):
+            handler.scribe = _Scribe()
 
 
 def add_field(name: str, value: str) -> None:

@@ -18,17 +18,21 @@ _LARGEST = 1 << 16
 def ask(run_directory: str) -> dict[str, Any]:
     """Ask the supervisor of a mount for an upgrade; what came of it. Raises HandoverError, and nothing has changed then
     unless the line says so."""
-    with local_socket.address(run_directory, SUPERVISOR_SOCKET) as address:
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
-                connection.settimeout(ANSWER_SECONDS)
-                # There is one thing to ask for here, so asking is to connect.
-                connection.connect(address)
-                answer = connection.recv(_LARGEST)
-        except TimeoutError:
-            raise HandoverError(f"the server did not answer within {ANSWER_SECONDS:.0f} seconds; see its log") from None
-        except OSError as error:
-            raise HandoverError(f"cannot reach the server's supervisor: {error.strerror}") from error
+    try:
+        with (
+            local_socket.address(run_directory, SUPERVISOR_SOCKET) as address,
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection,
+        ):
+            connection.settimeout(ANSWER_SECONDS)
+            # There is one thing to ask for here, so asking is to connect.
+            connection.connect(address)
+            answer = connection.recv(_LARGEST)
+    except TimeoutError:
+        raise HandoverError(f"the server did not answer within {ANSWER_SECONDS:.0f} seconds; see its log") from None
+    except PermissionError:
+        raise HandoverError("only root may have a mount served by another program: run this as root") from None
+    except OSError as error:
+        raise HandoverError(f"cannot reach the server's supervisor: {error.strerror}") from error
     if not answer:
         raise HandoverError("the server has ended, or refuses to talk to this user; see its log")
     result: dict[str, Any] = json.loads(answer)

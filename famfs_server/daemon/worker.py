@@ -22,7 +22,7 @@ from famfs_server.daemon import control, status
 from famfs_server.daemon.control import ControlServer
 from famfs_server.daemon.devices import DeviceKeeper, DeviceLink
 from famfs_server.daemon.fullness import Fullness
-from famfs_server.daemon.logs import add_field
+from famfs_server.daemon.logs import add_field, wait_for_no_disk
 from famfs_server.daemon.metafiles import MetaFiles
 from famfs_server.daemon.opener import OpenerLink
 from famfs_server.daemon.options import SYSLOG_LEVELS, MountOptions
@@ -252,6 +252,7 @@ async def _main(
     opener: OpenerLink | None,
 ) -> None:
     token = trio.lowlevel.current_trio_token()
+    wait_for_no_disk()
     async with trio.open_nursery() as nursery:
 
         def finished() -> None:

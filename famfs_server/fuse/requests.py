@@ -55,6 +55,9 @@ _MAKING: Final = (Opcode.MKDIR, Opcode.CREATE)
 _FINDING: Final = (Opcode.LOOKUP, Opcode.READDIRPLUS)
 """Requests whose answers can name any file of a directory."""
 
+_POISONED: Final = (errno.EFAULT, errno.EIO, 133)
+"""What writing an answer fails with where the kernel cannot read the device's memory; the last is EHWPOISON."""
+
 _NSEC = 10**9
 _SIGN: Final = 1 << 63
 _KNOWN: Final = frozenset(map(int, Opcode))
@@ -401,7 +404,7 @@ class RequestPlane:
         try:
             os.writev(self._fuse, [abi.OUT_HEADER.pack(16 + total, 0, unique), *views])
         except OSError as error:
-            if error.errno == errno.EFAULT:
+            if error.errno in _POISONED:
                 self._fs.memory_fails(nodeid)
             if error.errno != errno.ENOENT:
                 raise refusal(errno.EIO) from error

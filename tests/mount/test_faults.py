@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -86,6 +86,23 @@ result.append(os.path.exists(arguments[0] + "/absent"))
     assert client(code, mount.path) == [HELLO.decode(), "written", [".meta", "between"], False]
 
 
+@contextmanager
+def injected(pid: int, *words: str) -> Iterator[None]:
+    """System calls of a process are tampered with by strace, as `words` say."""
+    tracer = subprocess.Popen(["strace", "-f", "-qq", "-o", os.devnull, *words, "-p", str(pid)])
+
+    def attached() -> bool:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return all(f"TracerPid:\t{tracer.pid}\n" in (task / "status").read_text() for task in tasks)
+
+    try:
+        assert wait_for(attached), "strace does not attach"
+        yield
+    finally:
+        tracer.terminate()
+        tracer.wait(30)
+
+
 def worker_in_place(mount: Mount) -> int:
     """The worker's pid, as soon as there is exactly one."""
     found: list[int] = []
@@ -148,6 +165,21 @@ def test_log_that_cannot_be_read_and_comes_back(site: Site, device: Path) -> Non
         found = status(mount)
         assert (found["damage"], found["takeovers"], found["faulty"]["files"]) == (None, 1, 0)
         assert any(f"worker {worker} has ended with status -7" in line for line in said(mount))
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("error", ["EIO", "EFAULT", "EHWPOISON"])
+def test_memory_that_the_kernel_cannot_read(site: Site, device: Path, error: str) -> None:
+    """What a poisoned page makes of the answer to one READ."""
+    with site.mounted(device) as mount:
+        worker = mount.process("worker")
+        with injected(worker, "-e", f"inject=writev:error={error}:when=1"):
+            assert client("os.pread(os.open(arguments[0], os.O_RDONLY), 100, 0)", mount / "far") == "EIO"
+            require_service(mount)
+        assert client("result = len(open(arguments[0], 'rb').read())", mount / "far") == 8000
+        found = status(mount)
+        assert found["faulty"] == {"files": 1, "paths": ["far"]}
+        assert (found["takeovers"], found["processes"]["worker"]) == (0, worker)
 
 
 def test_new_files_where_memory_is_gone(site: Site, device: Path) -> None:
@@ -340,42 +372,140 @@ result = found
     assert run(BIN / "famfs", "fsck", device, env=site.host().environment).returncode == 0
 
 
-# -- logs and signals ---------------------------------------------------------------------------
+# -- logs, clocks and signals -------------------------------------------------------------------
 
 
-def test_logs_that_nobody_reads(site: Site, device: Path) -> None:
-    """A server in the foreground whose standard error is a full pipe."""
+@contextmanager
+def in_foreground(site: Site, device: Path, stderr: int | IO[bytes], **environment: str) -> Iterator[Mount]:
+    """A mount whose server stays in the foreground, and ends with 0."""
     place = site.place("mnt")
     server = subprocess.Popen(
         [BIN / "famfs-server", device, place, "-o", "fmap=never"],
-        env=site.host().environment,
+        env={**site.host().environment, **environment},
         stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
     )
     try:
         assert wait_for(lambda: any(record.mount_point == str(place) for record in site.mounts()))
         (record,) = (record for record in site.mounts() if record.mount_point == str(place))
         mount = site.known(device, record)
         require_service(mount)
-        mount.host.run(BIN / "famfs", "loglevel", mount.path, "debug")
-        code = """
-for number in range(1500):
-    with open(arguments[0] + "/dir/%060d" % number, "w") as file:
+        yield mount
+        succeed("umount", place)
+        assert server.wait(20) == 0
+    except BaseException:
+        site.abandon(place)
+        raise
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def make_files(mount: Mount, name: str, count: int) -> None:
+    """Make so many files, of each of which a debug log tells."""
+    code = """
+root, name, count = arguments
+for number in range(int(count)):
+    with open(root + "/dir/%s%060d" % (name, number), "w") as file:
         file.write("x")
-result = len(os.listdir(arguments[0] + "/dir"))
+result = [entry.startswith(name) for entry in os.listdir(root + "/dir")].count(True)
 """
-        assert client(code, mount.path) == 1500
+    assert client(code, mount.path, name, str(count)) == count
+
+
+def test_logs_that_nobody_reads(site: Site, device: Path) -> None:
+    """A server in the foreground whose standard error is a full pipe."""
+    with in_foreground(site, device, subprocess.PIPE) as mount:
+        mount.host.run(BIN / "famfs", "loglevel", mount.path, "debug")
+        make_files(mount, "some", 1500)
         require_service(mount)
         assert status(mount)["log_lines_lost"] > 0
         worker = mount.process("worker")
         os.kill(worker, signal.SIGKILL)
         require_service(mount)
         assert status(mount)["takeovers"] == 1
-        succeed("umount", place)
-        assert server.wait(20) == 0
-    finally:
-        server.kill()
-        server.communicate()
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_logs_on_a_slow_disk(site: Site, device: Path) -> None:
+    """Each write to the log takes longer than a worker may go without answering: lines are lost, and nobody waits."""
+    path = site.directory / "log"
+    with path.open("wb") as output, in_foreground(site, device, output) as mount:
+        mount.host.run(BIN / "famfs", "loglevel", mount.path, "debug")
+        make_files(mount, "before", 3)
+        assert status(mount)["log_lines_lost"] == 0
+        worker = mount.process("worker")
+        with injected(worker, "-P", str(path), "-e", "inject=write:delay_enter=20s"):
+            os.mkdir(mount / "made")
+            before = time.monotonic()
+            make_files(mount, "meanwhile", 40)
+            require_service(mount)
+            found = status(mount)
+            assert (found["takeovers"], found["processes"]["worker"]) == (0, worker)
+            # Otherwise nobody has been tried.
+            assert found["log_lines_lost"] > 0
+            print(f"40 files took {time.monotonic() - before:.1f} s")
+        make_files(mount, "afterwards", 3)
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    static int (*real)(clockid_t, struct timespec *);
+    static volatile long *offset;
+    int result;
+
+    if (!real)
+        real = dlsym(RTLD_NEXT, "clock_gettime");
+    result = real(clock, now);
+    if (clock == CLOCK_REALTIME) {
+        if (!offset)
+            offset = mmap(NULL, sizeof *offset, PROT_READ, MAP_SHARED, open(getenv("FAMFS_TEST_CLOCK"), O_RDONLY), 0);
+        now->tv_sec += *offset;
+    }
+    return result;
+}
+"""
+"""A clock on the wall that a file moves by so many seconds, for one server alone."""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="a C compiler is not installed")
+def test_clock_that_is_set(site: Site, device: Path) -> None:
+    """Years ahead, and back beyond the start of the mount: nothing waits or gives up by it, nor does a successor."""
+    years = 10 * 365 * 86400
+    source, library, clock = (site.directory / name for name in ("clock.c", "clock.so", "clock"))
+    source.write_text(CLOCK)
+    succeed("cc", "-shared", "-fPIC", "-o", library, source, "-ldl")
+    clock.write_bytes(bytes(8))
+
+    def moved(mount: Mount, seconds: int) -> None:
+        with clock.open("r+b") as file:
+            file.write(seconds.to_bytes(8, "little", signed=True))
+        require_service(mount)
+        assert abs(status(mount)["taken_at"] - time.time() - seconds) < 86400, "the clock has not been moved"
+        assert mount.host.run(BIN / "famfs", "status", mount.path).returncode == 0
+
+    environment = {"LD_PRELOAD": str(library), "FAMFS_TEST_CLOCK": str(clock)}
+    with in_foreground(site, device, subprocess.DEVNULL, **environment) as mount:
+        worker = mount.process("worker")
+        for number, seconds in enumerate((0, years, -years)):
+            moved(mount, seconds)
+            make_files(mount, f"round{number}", 5)
+            time.sleep(1.2)
+            require_service(mount)
+            # A beat, a poll and a look at the worker later nobody has been replaced.
+            assert (status(mount)["takeovers"], mount.process("worker")) == (number, worker)
+            os.kill(worker, signal.SIGKILL)
+            require_service(mount)
+            worker = worker_in_place(mount)
+            assert status(mount)["takeovers"] == number + 1
 
 
 def test_stopped_supervisor(site: Site, device: Path) -> None:

@@ -247,8 +247,10 @@ def test_confined(site: Site, device: Path) -> None:
         assert succeed("cat", place / "hello") == "hello, world\n"
         assert "famfs-reaper" not in site.processes().values()
         for pid in (supervisor, *(pid for pid, name in site.processes().items() if name == "famfs-worker")):
-            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-            assert {line.split()[1] for line in lines if line.startswith("Cap")} == {"0" * 16}
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                lines = (task / "status").read_text().splitlines()
+                assert {line.split()[1] for line in lines if line.startswith("Cap")} == {"0" * 16}
+                assert [line.split()[1] for line in lines if line.startswith("NoNewPrivs")] == ["1"]
 
 
 def test_confined_server_is_told_to_stop(site: Site, device: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import famfs_server
 from famfs_server.fuse.session import RECORD_LAYOUT
-from harness import BIN, FAST, File, Mount, Site, client, populate, succeed, wait_for
+from harness import BIN, FAST, File, Mount, Site, client, populate, run, succeed, wait_for
 from load import MIXED, Load, device_for_load, made_by, require_clean
 
 pytestmark = pytest.mark.timeout(120)
@@ -227,4 +227,16 @@ result = connection.recv(1000).decode()
         assert client(code, directory) == "EACCES"
         succeed("chmod", "-R", "a+rwX", directory)
         assert "only root may" in client(code, directory)
+        succeed("chmod", "700", directory)
+        # Imported and opened beforehand: others may not even get at the checkout and the mount point.
+        code = """
+import os, sys
+from famfs_server.cli import famfs, upgrade
+os.chdir(sys.argv.pop())
+os.setresuid(65534, 65534, 65534)
+famfs.main()
+"""
+        done = run(sys.executable, "-c", code, "upgrade", ".", mount.path)
+        assert done.returncode == 32
+        assert done.stderr == "famfs upgrade: only root may have a mount served by another program: run this as root\n"
         assert mount.process("worker") == worker

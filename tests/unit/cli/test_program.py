@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -16,6 +17,8 @@ from famfs_server import __version__
 from famfs_server.cli import program
 from famfs_server.cli.commands import COMMANDS, PROGRAMS
 from famfs_server.errors import DeviceBusyError, MountError, UsageError
+
+BIN = Path(sys.executable).parent
 
 
 @pytest.mark.parametrize("option", ["-h", "-?", "--help"])
@@ -49,6 +52,36 @@ def test_the_list_of_commands_comes_from_the_table() -> None:
     for entry in COMMANDS.values():
         assert f"  {entry.name} " in out
         assert entry.help in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS | {"famfs-unit": None}))
+def test_interrupted_while_it_is_imported(name: str, tmp_path: Path) -> None:
+    """Silently, as later; and not at all where a shell has the signal ignored."""
+    module = tmp_path / "click.py"
+    module.write_text("import pathlib, time\npathlib.Path(__file__).with_name('here').touch()\ntime.sleep(20)\n")
+    with subprocess.Popen(
+        [BIN / name, "--version"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "here").exists():
+            assert time.monotonic() < deadline, "the program does not begin"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == (b"", b"")
+        assert process.returncode == 130
+
+
+def test_ignored_interrupt_is_ignored(tmp_path: Path) -> None:
+    module = tmp_path / "click.py"
+    module.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n")
+    words = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", str(BIN / "famfs")]
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"", b"")
 
 
 @pytest.mark.parametrize("name", sorted(PROGRAMS))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Log lines in the journal's own protocol, and the last ones for status."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -9,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +150,37 @@ def test_syslog_that_does_not_read_holds_nobody_up(logger: logging.Logger, tmp_p
         listener.bind(str(path))
         logger.error("started again")
         assert listener.recv(1000) == b"<27>famfs-server[%d]: started again" % os.getpid()
+
+
+def test_a_slow_disk_costs_lines_and_no_time() -> None:
+    """A full pipe stands for the disk."""
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(theirs, bytes(4096))
+    os.set_blocking(theirs, True)
+    saved = os.dup(2)
+    os.dup2(theirs, 2)
+    try:
+        scribe = logs._Scribe()
+        scribe.write(b"slow")
+        for _ in range(100):
+            with pytest.raises(BlockingIOError):
+                scribe.write(b"lost")
+        while not os.read(ours, 1 << 20).endswith(b"slow"):
+            pass
+        deadline = time.monotonic() + 30
+        told = False
+        while not told and time.monotonic() < deadline:
+            with contextlib.suppress(BlockingIOError):
+                scribe.write(b"told")
+                told = True
+        assert os.read(ours, 100) == b"told"
+    finally:
+        os.dup2(saved, 2)
+        for end in (ours, theirs, saved):
+            os.close(end)
 
 
 def test_a_file_for_standard_error_has_every_line_in_its_order(tmp_path: Path) -> None:
