@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import click
@@ -18,7 +19,14 @@ from famfs_server.cli import program
 from famfs_server.cli.commands import COMMANDS, PROGRAMS
 from famfs_server.errors import DeviceBusyError, MountError, UsageError
 
-BIN = Path(sys.executable).parent
+SCRIPTS = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]["scripts"]
+"""The programs by name, as they are installed: modules and functions."""
+
+
+def installed(name: str) -> list[str]:
+    """What a program's file does."""
+    module, _, function = SCRIPTS[name].partition(":")
+    return [sys.executable, "-c", f"import sys; from {module} import {function}; sys.exit({function}())"]
 
 
 @pytest.mark.parametrize("option", ["-h", "-?", "--help"])
@@ -54,13 +62,13 @@ def test_the_list_of_commands_comes_from_the_table() -> None:
         assert entry.help in " ".join(out.split())
 
 
-@pytest.mark.parametrize("name", sorted(PROGRAMS | {"famfs-unit": None}))
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_interrupted_while_it_is_imported(name: str, tmp_path: Path) -> None:
     """Silently, as later; and not at all where a shell has the signal ignored."""
     module = tmp_path / "click.py"
     module.write_text("import pathlib, time\npathlib.Path(__file__).with_name('here').touch()\ntime.sleep(20)\n")
     with subprocess.Popen(
-        [BIN / name, "--version"],
+        [*installed(name), "--version"],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -77,7 +85,7 @@ def test_interrupted_while_it_is_imported(name: str, tmp_path: Path) -> None:
 def test_ignored_interrupt_is_ignored(tmp_path: Path) -> None:
     module = tmp_path / "click.py"
     module.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n")
-    words = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", str(BIN / "famfs")]
+    words = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *installed("famfs")]
     done = subprocess.run(
         words, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, timeout=30, check=False
     )
