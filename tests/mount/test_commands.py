@@ -41,7 +41,7 @@ class Side:
             inside = [word.replace("@", f"{self.mount.path}/") for word in outside]
         else:
             inside = ["--daxdev", str(self.device), *(word.replace("@", "/") for word in outside)]
-        status, out, err = self.famfs.run(words[0], *inside)
+        status, out, err = self.famfs.run("famfs", words[0], *inside)
         return status, self._plain(out), self._plain(err)
 
     def _plain(self, text: str) -> str:

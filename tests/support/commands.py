@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 from uuid import UUID
+
+import pytest
 
 from famfs_server.cli import fsck, mkfs, mount, program
 from famfs_server.cli.commands import PROGRAMS
@@ -57,7 +58,9 @@ def run(name: str, *arguments: str | Path, env: dict[str, str] | None = None) ->
     with ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
-        stack.enter_context(mock.patch.dict(os.environ, env or {}))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for variable, value in (env or {}).items():
+            patch.setenv(variable, value)
         status = program.run(PROGRAMS[name].load(), name, [str(argument) for argument in arguments], STATUSES[name])
     return Outcome(status, out.getvalue(), err.getvalue())
 

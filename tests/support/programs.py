@@ -4,13 +4,17 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import commands
+from forked import Forked
 
 BIN = Path(sys.executable).parent
 SECONDS = 120
 """Of one program: starting Python takes seconds in an emulated guest."""
+_forked: Forked | None = None
 
 
 def run(*command: str | Path, host: Path, status: int = 0, seconds: int = SECONDS) -> subprocess.CompletedProcess[str]:
@@ -32,11 +36,26 @@ def here(*command: str | Path, host: Path, status: int = 0) -> commands.Outcome:
     return done
 
 
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The error of a command, which must be one line."""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    return lines[0]
+@contextmanager
+def forking() -> Iterator[None]:
+    """Meanwhile there is a process for `fork`."""
+    global _forked
+    _forked = Forked()
+    try:
+        yield
+    finally:
+        _forked.close()
+        _forked = None
+
+
+def fork(*command: str | Path, host: Path, status: int = 0) -> commands.Outcome:
+    """As `run`, for a program that leaves a server behind: in a process that has imported it already."""
+    assert _forked is not None
+    name, *arguments = map(str, command)
+    environment = {"FAMFS_SYSTEM_UUID_FILE": str(host)}
+    done = commands.Outcome(*_forked.run(name, *arguments, env=environment, seconds=SECONDS))
+    assert done.status == status, (command, done)
+    return done
 
 
 def mounts() -> list[str]:

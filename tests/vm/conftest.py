@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import programs
 import real_device
 
 FOLDER = Path(__file__).parent
@@ -67,6 +68,13 @@ def opens(node: Path) -> bool:
             raise
         return False
     return True
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forking() -> Iterator[None]:
+    """The process for `programs.fork`, as long as nothing is open that it would inherit."""
+    with programs.forking():
+        yield
 
 
 @pytest.fixture(scope="session")

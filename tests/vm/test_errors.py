@@ -3,7 +3,7 @@
 and what helps.
 
 The programs run in this process, since starting Python takes seconds in an emulated guest; all of them must end before
-they fork. Only a mount in famfs mode gets further, and runs as a process.
+they fork. Only a mount in famfs mode gets further, and has a process of its own.
 """
 
 import os
@@ -18,7 +18,7 @@ from famfs_server.dax.device import DaxDevice
 from famfs_server.errors import DeviceError, DeviceModeError
 from famfs_server.fuse.dialects import kallsyms_evidence
 from guest_modules import in_guest_only, with_kmem, without
-from programs import mounts, one_line, run
+from programs import fork, mounts
 
 SetMode = Callable[[str, str], Path]
 
@@ -92,7 +92,7 @@ def require_one_line(device: Path, folder: Path, *expected: str, gets_further: b
         first, *rest = program.split()
         words = [*rest, device, *([point] if first == "mount.famfs" else [])]
         if first == "mount.famfs" and gets_further:
-            line = one_line(run(first, *words, host=host, status=32))
+            line = fork(first, *words, host=host, status=32).error
         else:
             done = commands.run(first, *words, env={"FAMFS_SYSTEM_UUID_FILE": str(host)})
             assert done.status in statuses, (program, done)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole server on real dax devices: made, mounted, filled, checked, and what a user is told when the mode is wrong.
 
-Starting a Python program takes seconds in an emulated guest, so one file system goes through all of its life here.
+Starting a Python program takes seconds in an emulated guest, so one file system goes through all of its life here, and
+only its beginning is left to programs that are started: mkfs.famfs, and mount.famfs by mount(8).
 """
 
 import errno
@@ -17,7 +18,7 @@ import pytest
 
 from famfs_server.fuse.dialects import kallsyms_evidence
 from one_file import FileLoad, kernel_sends_again
-from programs import BIN, SECONDS, here, mounts, one_line, run
+from programs import BIN, SECONDS, fork, here, mounts, run
 
 SetMode = Callable[[str, str], Path]
 
@@ -90,7 +91,7 @@ def test_life_of_a_file_system(
     # Ordinary calls, then the tools; a second host sees all of it.
     run("cp", "-r", TREE, ours / "json", host=master)
     here("famfs", "creat", "-s", "3m", "-r", "-S", "7", ours / "seeded", host=master)
-    run("mount", "-t", "famfs", "-o", "loglevel=error", device, theirs, host=client)
+    fork("mount.famfs", device, theirs, "-o", "loglevel=error", host=client)
     # The lost sources in __pycache__ come with the tree; symbolic links and empty files it has none of.
     run("diff", "-r", TREE, theirs / "json", host=client)
     here("famfs", "verify", "-S", "7", "-f", theirs / "seeded", host=client)
@@ -103,7 +104,7 @@ def test_life_of_a_file_system(
 
     # A second mount by the same host, and mkfs under a mount, are refused.
     again = unmounted("again")
-    assert "already mounted" in one_line(run("mount.famfs", device, again, host=master, status=32, seconds=300))
+    assert "already mounted" in fork("mount.famfs", device, again, host=master, status=32).error
     assert "mounted" in here("mkfs.famfs", "-f", device, host=master, status=2).error
 
     # Workers die under load, and nobody notices; before 6.9, the kernel cannot send again what a worker had in hand.
@@ -138,7 +139,7 @@ def test_driver_is_unbound_under_a_mount(
         points.append(unmounted("other"))
     for each, point in zip(devices, points, strict=True):
         here("mkfs.famfs", "-f", each, host=master)
-        run("mount.famfs", each, point, "-o", "loglevel=error", host=master)
+        fork("mount.famfs", each, point, "-o", "loglevel=error", host=master)
         with (point / "file").open("wb") as file:
             file.write(bytes(1 << 20))
             file.flush()
@@ -177,10 +178,10 @@ def test_file_system_on_two_devices(
     added = set_mode(second, "devdax")
     ours, theirs = unmounted("ours"), unmounted("theirs")
     here("mkfs.famfs", "-f", device, host=master)
-    run("mount.famfs", device, ours, "-o", "loglevel=error", host=master)
+    fork("mount.famfs", device, ours, "-o", "loglevel=error", host=master)
     here("famfs", "devadd", "-f", added, ours, host=master)
     here("famfs", "creat", "-r", "-S", "5", "-s", "8m", "-N", "2", "-B", "2", ours / "striped", host=master)
-    run("mount.famfs", device, theirs, "-o", "loglevel=error,require_all_daxdevs", host=client)
+    fork("mount.famfs", device, theirs, "-o", "loglevel=error,require_all_daxdevs", host=client)
     here("famfs", "verify", "-S", "5", "-f", theirs / "striped", host=client)
 
     set_mode(second, "unbound")
@@ -210,16 +211,16 @@ def test_mode_is_switched_for_a_mount(
     set_mode(device.name, "devdax")
     point = unmounted("point")
     driver = Path("/sys/bus/dax/devices", device.name, "driver")
-    run("mkfs.famfs", "-f", device, host=master)
-    line = one_line(run("famfs", "mount", "--set-daxmode", device, point, host=master, status=32))
+    here("mkfs.famfs", "-f", device, host=master)
+    line = fork("famfs", "mount", "--set-daxmode", device, point, host=master, status=32).error
     assert "which only a famfs kernel can use" in line
     assert driver.resolve().name == "device_dax"
     set_mode(device.name, "fsdev")
-    run("mount.famfs", "-o", "daxmode=devdax,loglevel=error", device, point, host=master)
+    fork("mount.famfs", "-o", "daxmode=devdax,loglevel=error", device, point, host=master)
     assert driver.resolve().name == "device_dax"
-    busy = one_line(run("mount.famfs", "-o", "daxmode=famfs", device, unmounted("other"), host=master, status=32))
+    busy = fork("mount.famfs", "-o", "daxmode=famfs", device, unmounted("other"), host=master, status=32).error
     assert "unmount it before its mode is switched" in busy
     assert (point / ".meta" / ".superblock").exists()
     run("umount", point, host=master)
-    run("mkfs.famfs", "-f", "--set-daxmode", device, host=master)
+    here("mkfs.famfs", "-f", "--set-daxmode", device, host=master)
     assert driver.resolve().name == "fsdev_dax"

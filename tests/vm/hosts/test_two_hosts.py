@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from programs import here, run
+from programs import fork, here, run
 
 FILES = 500
 BOXES = 8
@@ -55,7 +55,7 @@ class Volume:
         self.host = host
 
     def mount(self) -> None:
-        run("mount.famfs", self.device, self.point, "-o", "loglevel=error", host=self.host)
+        fork("mount.famfs", self.device, self.point, "-o", "loglevel=error", host=self.host)
 
     def unmount(self) -> None:
         run("umount", self.point, host=self.host)
