@@ -45,9 +45,10 @@ _BATCH_BYTES = 64 << 20
 """Bytes from which on files are not made together with others any more."""
 _MOST_LINES = 20
 """Failures that are named: a full device fails all the rest."""
-_TRIES = 5
+_TRIES = 20
 _TRY_SECONDS = 0.3
-"""How long a daemon whose connection has broken is given before it is asked again: another worker may take over."""
+"""How often, and after how long, a daemon whose connection has broken is asked again: another worker may take over.
+Once none has, nobody waits for one any more."""
 
 
 Failure = FamfsError | OSError | None
@@ -173,6 +174,7 @@ class Copy:
         self._directories: list[DirectoryRequest] = []
         """New ones, each behind its parent."""
         self._tell: Advance = unseen
+        self._tries = _TRIES
         self.skipped = 0
 
     def add(self, source: str, advance: Advance) -> None:
@@ -255,7 +257,7 @@ class Copy:
         """Copy or compare a batch; for each of its files, what stood in its way."""
         outcome: list[Failure] = [None] * len(jobs)
         if not self._settings.compare:
-            outcome = self._copy(jobs, advance, _TRIES)
+            outcome = self._copy(jobs, advance, self._tries)
         if self._settings.compare or self._settings.verify:
             return [
                 failure or _attempt(partial(_compare, job, advance)) for job, failure in zip(jobs, outcome, strict=True)
@@ -302,6 +304,7 @@ class Copy:
         except ControlError as error:
             # Perhaps a worker of the daemon has died, and another one takes over; it may have made the files before.
             if not tries:
+                self._tries = 0
                 return [error] * len(jobs)
             time.sleep(_TRY_SECONDS)
             return self._copy(jobs, advance, tries - 1)

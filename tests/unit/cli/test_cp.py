@@ -12,7 +12,7 @@ from commands import Device, Outcome, run
 from famfs_server.cli import cp
 from famfs_server.cli.source import Source
 from famfs_server.cli.unmounted import DeviceTarget
-from famfs_server.daemon.control_client import DirectoryRequest
+from famfs_server.daemon.control_client import ControlError, DirectoryRequest, FileRequest
 
 
 def copy(device: Device, *arguments: str | Path) -> Outcome:
@@ -252,6 +252,29 @@ def test_a_source_that_cannot_be_read_is_no_success(
     assert "page: No such file" in outcome.error
     assert device.read("tree/deep/odd") == (source / "deep/odd").read_bytes()
     assert "tree/page" not in device.tree()
+
+
+def test_a_daemon_that_does_not_come_back_is_waited_for_once(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With thousands of batches the command would not end otherwise."""
+    tree = tmp_path / "source"
+    tree.mkdir()
+    for number in range(5):
+        (tree / f"{number}").write_bytes(b"data")
+    asked: list[int] = []
+
+    def gone(target: DeviceTarget, files: list[FileRequest], data: object) -> None:
+        asked.append(len(files))
+        raise ControlError("cannot reach the daemon")
+
+    monkeypatch.setattr(cp, "_BATCH", 1)
+    monkeypatch.setattr(cp, "_TRY_SECONDS", 0)
+    monkeypatch.setattr(DeviceTarget, "put", gone)
+    outcome = copy(device, "-r", "-t", "1", tree, "t")
+    assert outcome.status == 1
+    assert outcome.error == "famfs cp: cannot reach the daemon"
+    assert len(asked) == 5 + cp._TRIES
 
 
 def test_logged_first_is_the_same_in_the_end(device: Device, source: Path) -> None:
