@@ -41,11 +41,12 @@ def test_statuses_on_every_golden_image(vectors: GoldenImages, golden_name: str,
 
 
 def test_options(device: Device) -> None:
-    for options in (["-h"], ["-m"], ["-r"], ["-vv"], ["-hv"], ["-f"], ["-M"][:0]):
+    for options in (["-h"], ["-m"], ["-r"], ["-vv"], ["-hv"], ["-f"], ["-L"], ["-F"], ["--fuse"], ["-D"], []):
         assert run("famfs", "fsck", *options, device.path).status == 0
     out = run("famfs", "fsck", "-B", "4", device.path).out
     assert out.count("bucket ") == 4
     assert run("famfs", "fsck", "-B", "65", device.path).status == 2
+    assert "daxctl reconfigure-device" in run("famfs", "fsck", "-M", device.path).error
     for options in (["-a"], ["-p"], ["-y"], ["-n"], ["-f"], ["-C0"], ["-V"], ["-C"]):
         assert run("fsck.famfs", *options, device.path).status == 0
 
