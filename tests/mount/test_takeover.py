@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,14 +58,20 @@ def test_killed_under_mixed_load(site: Site, device: Path, fast: str, rng: rando
             reports = load.reports()
         finally:
             load.kill()
-        status = json.loads(mount.host.run(BIN / "famfs", "status", "--json", mount.path).stdout)
+        status: dict[str, Any] = {}
+
+        def settled() -> bool:
+            """The kernel tells of the last closes when it likes."""
+            status.update(json.loads(mount.host.run(BIN / "famfs", "status", "--json", mount.path).stdout))
+            return status["not_logged_yet"] == 0
+
+        assert wait_for(settled), status["not_logged_yet"]
     calls = sum((Counter(report["calls"]) for report in reports), Counter())
     longest = max(report["longest"] for report in reports)
     print(f"fastpath={fast}: {kills} kills, {sum(calls.values())} calls, longest {longest}: {dict(calls)}")
     assert [failure for report in reports for failure in report["failures"]] == []
     assert status["takeovers"] == kills
     assert status["damage"] is None
-    assert status["not_logged_yet"] == 0
     assert longest[0] < LONGEST_CALL
     require_clean(device, made_by(reports))
 
@@ -208,7 +215,7 @@ def test_device_that_cannot_be_read_any_more_ends_the_mount(site: Site, device: 
         )
     try:
         assert wait_for(lambda: bool(site.mounts()))
-        assert wait_for(lambda: run("stat", place / "absent", timeout=5).returncode == 1)
+        assert wait_for(lambda: run("stat", place / "absent").returncode == 1)
         os.truncate(device, 0)
         assert client("os.stat(arguments[0])", place / "absent") == "EIO"
         assert client("open(arguments[0], 'rb').read(100)", place / "pattern") == "EIO"
