@@ -103,12 +103,27 @@ class FreeRuns:
 
     def first_fit(self, length: int, start: int, end: int) -> int | None:
         """The lowest offset in [start, end) at which `length` bytes are free, or nothing."""
+        found = self._fitting(length, start, end)
+        return None if found is None else max(found[0], start)
+
+    def take_first(self, length: int, start: int) -> int | None:
+        """Take `length` bytes at the lowest offset from `start` on at which they are free; the offset, or nothing."""
+        found = self._fitting(length, start, self.end)
+        if found is None:
+            return None
+        at = max(found[0], start)
+        self._carve(*found, at, at + length)
+        return at
+
+    def _fitting(self, length: int, start: int, end: int) -> tuple[int, int] | None:
+        """The first run that has `length` bytes in [start, end)."""
         for run_end in self._runs.irange(start + 1):
-            at: int = max(self._runs[run_end], start)
-            if at + length > end:
+            run_start: int = self._runs[run_end]
+            behind = max(run_start, start) + length
+            if behind > end:
                 return None
-            if at + length <= run_end:
-                return at
+            if behind <= run_end:
+                return run_start, run_end
         return None
 
     @property
@@ -344,14 +359,14 @@ class Space:
         length = whole_units(size)
         for device in self._candidates():
             runs, cursor = self._usable[device], self._cursors[device]
-            at = runs.first_fit(length, cursor, runs.end)
+            at = runs.take_first(length, cursor)
             if at is None and cursor:
-                at = runs.first_fit(length, 0, runs.end)
+                at = runs.take_first(length, 0)
             if at is not None:
-                extent = Extent(device, at, length)
-                self.own((extent,))
+                if self._usable is not self._owned:
+                    self._owned[device].occupy(at, length)
                 self._cursors[device] = at + length
-                return extent
+                return Extent(device, at, length)
         longest = max(self._usable[device].largest for device in self._candidates())
         raise NoSpaceError(
             f"no free run of {length} bytes: {self.free} bytes are free, the longest run has {longest}; "
