@@ -147,6 +147,8 @@ def render(status: Status, before: Status | None = None) -> Iterator[str]:
         yield f"  lagging: log entry {entries['entries']} of another host is not whole yet"
     if status["foreign_writer"]:
         yield "  TWO MASTERS: somebody else has written to the log; nothing is created until the next mount"
+    if failed := status["failed_at_takeover"]:
+        yield f"  {failed} requests have ended with EIO: their worker died, and this kernel cannot send them again"
     if status["requests"]["unmapped"]:
         yield f"  {status['requests']['unmapped']} reads and writes of files that the kernel should have mapped"
     yield from render_requests(status, before)

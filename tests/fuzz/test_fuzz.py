@@ -14,7 +14,7 @@ from tests.fuzz.runner import run
 
 LONG = bool(os.environ.get("FAMFS_TEST_LONG"))
 PROCESSES = 2
-SECONDS = {"images": 28, "wire": 28, "relayed": 14, "init": 5, "control": 10}
+SECONDS = {"images": 30, "wire": 30, "relayed": 14, "init": 5, "control": 10}
 """Of each of the processes."""
 LONG_SECONDS = 250
 LEAST = {"images": 200, "wire": 20_000, "relayed": 600, "init": 2_000, "control": 200}

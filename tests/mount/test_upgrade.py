@@ -128,6 +128,8 @@ def test_another_version(site: Site, device: Path, installed: Installed) -> None
         assert client("result = os.stat(arguments[0]).st_ino", mount / "new") == inode
         os.kill(mount.process("worker"), signal.SIGKILL)
         assert succeed("cat", mount / "hello") == "hello, world\n"
+        assert client("result = os.stat(arguments[0]).st_mode & 0o777", mount / "hello") == 0o604
+        assert client("result = os.stat(arguments[0]).st_ino", mount / "new") == inode
 
 
 def test_program_that_cannot_be_imported(site: Site, device: Path, installed: Installed) -> None:

@@ -10,9 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from struct import Struct
+from typing import Any
 
 import pytest
 
+from famfs_server.cli.status import render
+from famfs_server.daemon.control_client import ControlClient, ControlError
 from famfs_server.fuse.session import SessionRecord
 from famfs_server.omf import layout
 from tests.twin import trees
@@ -214,6 +217,19 @@ def stuck(pid: int) -> bool:
     return any("sock_alloc_send" in (task / "wchan").read_text() for task in tasks)
 
 
+def status(twin: Twin) -> dict[str, Any]:
+    """What the server says of itself, as soon as its worker listens."""
+    client = ControlClient(os.fspath(twin.log_path.with_suffix(".run")))
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return client.status()
+        except ControlError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def test_reads_in_hand_end_with_eio(tree: Tree) -> None:
     """The worker is killed with replies that nobody takes: one is in hand, some have gone, some were never read."""
     twin = Twin(tree.image, None, offered=OLD, words=("fmap=never",), host=tree.host, metadata_end=tree.metadata_end)
@@ -232,6 +248,8 @@ def test_reads_in_hand_end_with_eio(tree: Tree) -> None:
     assert 0 < failed[0] < 29, "some before it and some behind it are served"
     assert {payload for error, payload in answers if not error} == {expected}
     assert "1 requests have ended with EIO" in twin.log()
+    lines = list(render(status(twin)))
+    assert [line for line in lines if line.startswith("  1 requests have ended with EIO")] != [], lines
     assert kernel.notifications == []
     twin.succeed()
     assert kernel.resolve(b"sd/odd").size == tree.files[b"sd/odd"].size

@@ -6,9 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+
+from harness import format_device
 
 ROOT = Path(__file__).parents[2]
 VENV = Path(sys.executable).parent.parent
@@ -52,6 +55,34 @@ def test_exposure(root: Path) -> None:
     assert float(re.search(r"exposure level for \S+: ([\d.]+)", said)[1]) < 4.5  # type: ignore[index]
     for setting in ("PrivateMounts", "ProtectSystem", "PrivateTmp", "PrivateDevices", "ProtectHome"):
         assert setting not in (root / UNITS / "famfs@.service").read_text()
+
+
+def test_udev_rule(root: Path) -> None:
+    """The program of the rule says what the rule asks for."""
+    rule = (root / "etc/udev/rules.d/90-famfs.rules").read_text()
+    program, verb = re.search(r'IMPORT\{program\}="(\S+) (\S+) \$devnode"', rule).groups()  # type: ignore[union-attr]
+    device = format_device(root / "device")
+    done = subprocess.run([program, verb, device], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    for name, wanted in re.findall(r'ENV\{(\w+)\}=="([^"]+)"', rule):
+        assert fnmatchcase(said[name], wanted), name
+    link = re.search(r'SYMLINK\+="([^"]+)"', rule)[1]  # type: ignore[index]
+    assert re.sub(r"\$env\{(\w+)\}", lambda found: said[found[1]], link) == f"famfs/by-uuid/{said['ID_FS_UUID']}"
+    assert 'TAG+="systemd"' in rule
+
+
+@pytest.mark.skipif(shutil.which("systemd-tmpfiles") is None or os.geteuid() != 0, reason="needs systemd-tmpfiles")
+def test_folders_at_boot(root: Path) -> None:
+    """With a root of its own that has no users but root."""
+    (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    (root / "etc/group").write_text("root:x:0:\n")
+    for number in range(2):
+        words = ["systemd-tmpfiles", f"--root={root}", "--create", str(root / "etc/tmpfiles.d/famfs.conf")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), number
+        assert (root / "run/famfs").stat().st_mode & 0o7777 == 0o700
+        assert (root / "etc/famfs").stat().st_mode & 0o7777 == 0o755
 
 
 def test_again_and_away(tmp_path: Path) -> None:
