@@ -31,8 +31,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("famfs creat -s 1g /mnt/famfs/file", "A file of 1 GiB, filled with zeroes."),
         ("famfs creat -s 64m -r -S 7 /mnt/famfs/file", "A file that famfs verify can check."),
         (
-            "famfs creat -s 1g -B 8 -N 4 /mnt/famfs/striped",
-            "A file in four parts, each in another eighth of the device.",
+            "famfs creat -s 1g -B 4 -N 3 /mnt/famfs/striped",
+            "A file in three parts, each in another quarter of the device.",
         ),
         ("famfs creat -M /mnt/famfs/a,1m -M /mnt/famfs/b,2m,7", "Two files at once, the second with data."),
         ("famfs creat --daxdev /dev/dax0.0 -s 8m dir/file", "A file on a device that is not mounted."),
