@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -353,7 +354,7 @@ async def _poll(filesystem: FileSystem, seconds: float) -> None:
     while True:
         await trio.sleep(seconds)
         try:
-            await trio.to_thread.run_sync(filesystem.follow)
+            await trio.to_thread.run_sync(partial(filesystem.follow, thorough=True))
             filesystem.tell_of_gains()
         except (FamfsError, OSError) as error:
             log.debug("looking at the log: %s", error)

@@ -155,12 +155,13 @@ class FileSystem:
             for name in self.volume.spaces.names():
                 self.notify(inval_entry(ns.META, name))
 
-    def follow(self) -> bool:
-        """Replay what the log has gained, and say whether there was anything (design, "No stale misses")."""
+    def follow(self, *, thorough: bool = False) -> bool:
+        """Replay what the log has gained, and say whether there was anything (design, "No stale misses"). A `thorough`
+        look is at the superblock too: a file system that was made anew may have as many entries as the one before."""
         volume = self.volume
         self._require_log()
         try:
-            stale = volume.stale()
+            stale = volume.stale() or (thorough and volume.replaced())
         except DeviceFaultError as error:
             if not self._log_fails:
                 log.error("%s: the log cannot be read, names that are not known are EIO: %s", volume.device, error)

@@ -316,6 +316,10 @@ class Volume:
         raw = self._memory.read_fresh(layout.LOG_OFFSET + layout.NEXT_INDEX_OFFSET, 8)
         return int.from_bytes(raw, "little") - self.namespace.replayed
 
+    def replaced(self) -> bool:
+        """Whether the superblock in memory is not that of this file system any more. Raises DeviceFaultError."""
+        return self._memory.read_fresh(0, layout.SUPERBLOCK_CRC_SPAN) != self._identity
+
     def refresh(self) -> int:
         """Replay what has been appended since, in short steps; the number of entries taken in.
 
@@ -369,7 +373,7 @@ class Volume:
         """The log's header as it is now; nothing, and a REPLACED stop, where it is not the same log any more."""
         header: log.LogHeader | None = None
         try:
-            if self._memory.read_fresh(0, layout.SUPERBLOCK_CRC_SPAN) == self._identity:
+            if not self.replaced():
                 header = self._header()
         except MediaError:
             header = None

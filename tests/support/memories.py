@@ -117,6 +117,64 @@ class CrashMemory(ScratchMemory):
             yield
 
 
+class IncoherentMemory(ScratchMemory):
+    """One host's sight of a memory that hosts share, through a cache that knows nothing of theirs.
+
+    The cache never drops a line by itself, and never writes one back: what another host has stored is seen once the
+    line was invalidated, and what this one stores reaches the memory by a write-back and a fence, or not at all.
+    """
+
+    def __init__(self, shared: ScratchMemory) -> None:
+        super().__init__(shared.size)
+        self._shared = shared
+        self._cached: set[int] = set()
+        self._dirty: set[int] = set()
+        self._on_its_way: dict[int, bytes] = {}
+
+    @staticmethod
+    def _lines(offset: int, length: int) -> range:
+        return range(offset // LINE, -(-(offset + length) // LINE))
+
+    def _load(self, offset: int, length: int) -> None:
+        for number in self._lines(offset, length):
+            if number not in self._cached:
+                place = slice(number * LINE, (number + 1) * LINE)
+                self.view[place] = self._shared.view[place]
+                self._cached.add(number)
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._load(offset, length)
+        return super().read(offset, length)
+
+    def write(self, offset: int, data: "bytes | memoryview") -> None:  # type: ignore[override]
+        self._load(offset, len(data))
+        super().write(offset, data)
+        self._dirty.update(self._lines(offset, len(data)))
+
+    def store_u64(self, offset: int, value: int) -> None:
+        self.write(offset, value.to_bytes(8, "little"))
+
+    def write_back(self, offset: int, length: int) -> None:
+        for number in self._dirty.intersection(self._lines(offset, length)):
+            self._on_its_way[number] = bytes(self.view[number * LINE : (number + 1) * LINE])
+            self._dirty.remove(number)
+
+    def fence(self) -> None:
+        for number, data in self._on_its_way.items():
+            self._shared.view[number * LINE : (number + 1) * LINE] = data
+        self._on_its_way.clear()
+
+    def invalidate(self, offset: int, length: int) -> None:
+        self.write_back(offset, length)
+        self.fence()
+        self._cached.difference_update(self._lines(offset, length))
+
+    def present(self, offset: int, length: int) -> None:
+        # Whoever reads through the view has the lines loaded by that.
+        self.invalidate(offset, length)
+        self._load(offset, length)
+
+
 def formatted(memory: Memory) -> None:
     """Put an empty file system of HOST there."""
     make_filesystem(memory, "memory", HOST, log_length=LOG_LENGTH, uuid=UUID(int=1), device_uuid=UUID(int=2))

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker does by itself, beside answering; the rest of it is the twin's and the mount tier's."""
+
+from uuid import UUID
+
+import trio
+
+from famfs_server.daemon import worker
+from famfs_server.fuse.filesystem import FileSystem, Settings
+from famfs_server.volume import namespace as ns
+from famfs_server.volume.replay import Damage
+from famfs_server.volume.volume import Volume
+from memories import HOST, ScratchMemory, formatted
+
+OTHER = UUID(int=99)
+
+
+def test_the_poll_finds_entries_and_another_file_system_with_as_many() -> None:
+    memory = ScratchMemory()
+    formatted(memory)
+    client = FileSystem(Volume(memory, OTHER, "memory"), Settings(b"/run/here"))
+
+    def make_directory() -> None:
+        master = Volume(memory, HOST, "memory")
+        master.mkdir(b"d", 0o755, 0, 0)
+        master.close()
+
+    async def look() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker._poll, client, 0.01)
+            make_directory()
+            while not client.namespace.lookup(ns.ROOT, b"d"):
+                await trio.sleep(0.01)
+            memory.view[48:64] = bytes(range(16))
+            while client.volume.stop is None:
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    trio.run(look)
+    assert client.volume.stop is not None
+    assert client.volume.stop.damage is Damage.REPLACED
+    assert client.namespace.replayed == 1
+    client.volume.close()
