@@ -18,7 +18,7 @@ from famfs_server.volume import check
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.namespace import PROVISIONAL_ROWS
 from famfs_server.volume.provisional import FIRST_PROVISIONAL, Provisional
-from famfs_server.volume.volume import NewFile, Volume
+from famfs_server.volume.volume import NewFile, Volume, whole_pages
 from memories import HOST, ScratchMemory, formatted
 
 MIB = 1 << 20
@@ -476,6 +476,37 @@ def test_death_at_any_line_of_an_append(rng: random.Random) -> None:
             world.close()
             if not died:
                 return
+
+
+def test_nothing_of_what_lay_there_before_is_shown(world: World) -> None:
+    """By a gap, behind the end on the last page (which a mapping shows), or after a truncate; wherever the file is."""
+    world.memory.view[10 * MIB : 40 * MIB] = b"\xee" * (30 * MIB)
+    tree = world.volume.namespace
+
+    def pages(name: bytes) -> bytes:
+        """The file, up to the end of its last page."""
+        (extent,) = tree.fmap(tree.lookup(ns.ROOT, name)).extents
+        length = whole_pages(tree.size[tree.lookup(ns.ROOT, name)])
+        return bytes(world.memory.view[extent.offset : extent.offset + length])
+
+    gap = world.make(b"gap")
+    world.write(gap, 5000, b"a" * 100)
+    world.write(gap, 9000, b"b" * 100)
+    world.made.released(gap)
+    assert pages(b"gap") == bytes(5000) + b"a" * 100 + bytes(3900) + b"b" * 100 + bytes(3188)
+    sized = world.make(b"sized")
+    world.made.resize(sized, 5000)
+    assert pages(b"sized") == bytes(8192)
+    cut = world.make(b"cut")
+    world.write(cut, 0, b"c" * 9000)
+    world.made.resize(cut, 4100)
+    assert pages(b"cut") == b"c" * 4100 + bytes(4092)
+    moved, other = world.make(b"moved"), world.make(b"other")
+    world.write(moved, 0, b"d" * 10)
+    world.write(other, 0, b"e")
+    world.write(moved, 3 * MIB, b"f")
+    world.made.released(moved)
+    assert pages(b"moved") == b"d" * 10 + bytes(3 * MIB - 10) + b"f" + bytes(4095)
 
 
 @pytest.mark.parametrize("offset", [0, 2500, 5000, 3 * MIB], ids=["again", "overlapping", "behind", "gap"])
