@@ -31,6 +31,15 @@ def _bash(programs: Sequence[Tool], commands: Sequence[Tool]) -> Iterator[str]:
         yield f'        "{tool.name}") echo "{_words(tool.shown)}" ;;'
     yield "    esac"
     yield "}"
+    yield "_famfs_values() {"
+    yield '    case "$1" in'
+    for tool in (*programs, *commands):
+        for option in tool.shown:
+            if option.choices:
+                names = "|".join(f'"{tool.name} {name}"' for name in option.names)
+                yield f'        {names}) echo "{" ".join(option.choices)}" ;;'
+    yield "    esac"
+    yield "}"
     yield "_famfs_programs() {"
     yield '    local cur="${COMP_WORDS[COMP_CWORD]}" tool="${COMP_WORDS[0]##*/}"'
     names = " ".join(tool.name.partition(" ")[2] for tool in commands)
@@ -44,7 +53,8 @@ def _bash(programs: Sequence[Tool], commands: Sequence[Tool]) -> Iterator[str]:
     yield "            return"
     yield "        fi"
     yield "    fi"
-    yield "    COMPREPLY=()"
+    yield '    local values="$(_famfs_values "$tool ${COMP_WORDS[COMP_CWORD-1]}")"'
+    yield '    COMPREPLY=($(compgen -W "$values" -- "$cur"))'
     yield '    [[ $cur != -* ]] || COMPREPLY=($(compgen -W "$(_famfs_words "$tool")" -- "$cur"))'
     yield "}"
     yield f"complete -o default -F _famfs_programs {' '.join(program.name for program in programs)}"

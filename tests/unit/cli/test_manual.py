@@ -119,6 +119,8 @@ def test_bash_completes(written: Path) -> None:
     assert completed(script, "famfs", "--dr") == {"--dryrun"}
     assert completed(script, "famfs", "creat", "--n") == {"--nbuckets", "--nstrips"}
     assert completed(script, "famfs", "creat", "fi") == set()
+    assert completed(script, "famfs", "mount", "-c", "") == {"always", "normal", "never"}
+    assert completed(script, "pcq", "-P", "") == completed(script, "famfs", "pcq", "--setperm", "") == set("pcbn")
     assert completed(script, "/sbin/mkfs.famfs", "--lo") == {"--loglen"}
     for tool in model.subcommands():
         offered = completed(script, *tool.name.split(), "-")
@@ -180,6 +182,7 @@ def test_a_tab_completes(written: Path, tmp_path: Path, shell: str) -> None:
             ("famfs logl\t", "<loglevel>"),
             ("famfs creat --nb\t", "<creat><--nbuckets>"),
             ("mkfs.famfs --logl\t", "<--loglen>"),
+            ("famfs mount --cache al\t", "<mount><--cache><always>"),
             ("famfs cp dat\t", "<cp><data.bin>"),
         ):
             os.write(terminal, f"{typed}\n".encode())
