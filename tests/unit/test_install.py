@@ -32,6 +32,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_the_checkout_need_not_be_set_up(tmp_path: Path) -> None:
+    """What runs is the installed package, and not the one of the folder, whose extensions may not have been built."""
+    checkout = tmp_path / "checkout"
+    for name in ("scripts", "systemd", "famfs_server"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    words = [checkout / "scripts/install", "--root", tmp_path / "root", "--venv", VENV]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "root/usr/local/share/man/man8/famfs.8").exists()
+
+
 def analyze(root: Path, *words: str) -> str:
     """What systemd-analyze says, with its exit status as the last line."""
     environment = {**os.environ, "SYSTEMD_UNIT_PATH": f"{root / UNITS}:"}
