@@ -240,19 +240,11 @@ def _object(answer: bytes, path: str) -> dict[str, Any]:
 
 
 def _described(files: Sequence[FileRequest]) -> dict[str, Any]:
-    return {
-        "files": [
-            {
-                "path": _text(new.path),
-                "size": new.size,
-                "mode": new.mode,
-                "uid": new.uid,
-                "gid": new.gid,
-                "interleave": asdict(new.striping) if new.striping else None,
-            }
-            for new in files
-        ]
-    }
+    rows: list[dict[str, Any]] = []
+    for new in files:
+        row = {"path": _text(new.path), "size": new.size, "mode": new.mode, "uid": new.uid, "gid": new.gid}
+        rows.append(row if new.striping is None else row | {"interleave": asdict(new.striping)})
+    return {"files": rows}
 
 
 def _text(path: bytes) -> str:
