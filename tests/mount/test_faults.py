@@ -168,7 +168,7 @@ def test_log_that_cannot_be_read_and_comes_back(site: Site, device: Path) -> Non
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-@pytest.mark.parametrize("error", ["EIO", "EFAULT", "EHWPOISON"])
+@pytest.mark.parametrize("error", ["EIO", "EHWPOISON"])
 def test_memory_that_the_kernel_cannot_read(site: Site, device: Path, error: str) -> None:
     """What a poisoned page makes of the answer to one READ."""
     with site.mounted(device) as mount:
