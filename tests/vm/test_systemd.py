@@ -107,7 +107,7 @@ def test_killed_restarted_upgraded_stopped(service: Service) -> None:
         third = service.show("MainPID")
         assert third not in (first, second)
 
-        run("famfs", "upgrade", service.point, host=service.host)
+        run("famfs", "upgrade", service.point, host=service.host, seconds=LIMIT)
         load.wait_for(5)
         assert service.show("MainPID") == third
         assert service.show("ActiveState") == "active"
