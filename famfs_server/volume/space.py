@@ -269,10 +269,10 @@ class Space:
         if self._usable is self._owned:
             self._usable = [runs.copy() for runs in self._owned]
         runs, unit = self._usable[device], self.alloc_unit
-        if length and runs.start <= offset < runs.end:
-            # Whole units, wherever the entry says it begins: what is left must stay fit for allocation.
-            start, end = offset // unit * unit, -(-(offset + length) // unit) * unit
-            runs.occupy(start, min(end, runs.end) - start)
+        # Whole units, wherever the entry says it begins: what is left must stay fit for allocation.
+        start, end = max(offset // unit * unit, runs.start), min(-(-(offset + length) // unit) * unit, runs.end)
+        if length and start < end:
+            runs.occupy(start, end - start)
 
     @property
     def free(self) -> int:

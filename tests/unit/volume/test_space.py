@@ -196,6 +196,17 @@ def test_what_skipped_entries_name_is_reserved_in_whole_units() -> None:
     assert list(space.free_runs(0)) == expected
 
 
+def test_what_skipped_entries_name_from_the_metadata_on_is_reserved() -> None:
+    """An extent that begins in the log is refused; its other end may hold somebody's data."""
+    space = Space(LOG_END, 4 * GIB, UNIT)
+    space.reserve(0, LOG_END - 2 * UNIT, 2 * UNIT)
+    assert list(space.free_runs(0)) == [(LOG_END, 4 * GIB)]
+    space.reserve(0, LOG_END - UNIT, 3 * UNIT)
+    assert list(space.free_runs(0)) == [(LOG_END + 2 * UNIT, 4 * GIB)]
+    space.reserve(0, 0, LOG_END + 4 * UNIT)
+    assert list(space.free_runs(0)) == [(LOG_END + 4 * UNIT, 4 * GIB)]
+
+
 # -- several devices ----------------------------------------------------------------------------
 
 
