@@ -274,8 +274,8 @@ def _become_daemon(
     parent: _Parent,
 ) -> NoReturn:
     def ready() -> None:
-        parent.tell({})
         worker.leave_terminal()
+        parent.tell({})
 
     status = 0
     try:
