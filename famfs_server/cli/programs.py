@@ -6,55 +6,11 @@ import importlib
 import os
 import signal
 import sys
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
 _INTERRUPTED = 130
-
-
-def famfs() -> NoReturn:
-    """The program `famfs`."""
-    _run("famfs")
-
-
-def fsck() -> NoReturn:
-    """The program `fsck.famfs`."""
-    _run("fsck")
-
-
-def fused() -> NoReturn:
-    """The program `famfs_fused`."""
-    _run("fused")
-
-
-def mkfs() -> NoReturn:
-    """The program `mkfs.famfs`."""
-    _run("mkfs")
-
-
-def mount() -> NoReturn:
-    """The program `mount.famfs`."""
-    _run("mount")
-
-
-def pcq() -> NoReturn:
-    """The program `pcq`."""
-    _run("pcq")
-
-
-def server() -> NoReturn:
-    """The program `famfs-server`."""
-    _run("server")
-
-
-def umount() -> NoReturn:
-    """The program `umount.famfs`."""
-    _run("umount")
-
-
-def unit() -> NoReturn:
-    """The program `famfs-unit`."""
-    _run("unit")
 
 
 def _run(module: str) -> NoReturn:
@@ -72,3 +28,14 @@ def _run(module: str) -> NoReturn:
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     # No exception: whatever is being imported may catch one.
     os._exit(_INTERRUPTED)
+
+
+famfs = partial(_run, "famfs")
+fsck = partial(_run, "fsck")
+fused = partial(_run, "fused")
+mkfs = partial(_run, "mkfs")
+mount = partial(_run, "mount")
+pcq = partial(_run, "pcq")
+server = partial(_run, "server")
+umount = partial(_run, "umount")
+unit = partial(_run, "unit")
