@@ -20,7 +20,7 @@ import pytest
 import trio
 
 from famfs_server import errors
-from famfs_server.daemon.control import ControlServer, Limits, listen
+from famfs_server.daemon.control import ROUTES, ControlServer, Limits, listen
 from famfs_server.daemon.control_client import (
     CREATE_LIMIT,
     ControlClient,
@@ -419,6 +419,23 @@ def test_another_user_may_look_but_not_change(server: Server) -> None:
 
     assert server.as_nobody(act) == "refused"
     assert server.volume.namespace.replayed == 0
+
+
+def test_figures_are_all_that_another_user_gets(server: Server) -> None:
+    """Whatever paths there are, or will be."""
+
+    def act() -> str:
+        answered = []
+        for path, methods in ROUTES.items():
+            for method in methods:
+                head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+                if not server.raw(head.encode()).startswith(b"HTTP/1.1 403"):
+                    answered.append(f"{method} {path}")
+        return " ".join(sorted(answered))
+
+    assert server.as_nobody(act) == (
+        "GET /icache_dump GET /icache_stats GET /log_level GET /metrics GET /pid GET /status"
+    )
 
 
 def test_a_user_whom_the_mount_trusts_may_change(tmp_path: Path) -> None:
