@@ -64,6 +64,12 @@ class Smoke:
         self.good("famfs mount DEV MPT")
 
 
+@pytest.fixture(autouse=True)
+def nothing_left() -> None:
+    """In place of the fixture for all tests: what one step mounts the next one uses, and what is left behind the last
+    one, the module's site tells."""
+
+
 @pytest.fixture(scope="module")
 def smoke(shared_site: Site, shared_memory_folder: Path) -> Iterator[Smoke]:
     """A blank device of 8 GiB; the steps of `prepare` make and mount a file system on it."""
