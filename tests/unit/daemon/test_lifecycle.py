@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 
-from famfs_server.daemon import lifecycle
+from famfs_server.daemon import lifecycle, locking
 from famfs_server.dax.device import DaxDevice, Lock
 from famfs_server.volume.format import make_filesystem
 from memories import HOST, LOG_LENGTH
@@ -45,8 +45,11 @@ def test_who_gives_up_waiting_leaves_no_server_behind(tmp_path: Path, monkeypatc
         os.kill(found[0], signal.SIGKILL)
 
 
-def test_file_system_that_is_made_for_another_owner_while_a_mount_waits(tmp_path: Path) -> None:
+def test_file_system_that_is_made_for_another_owner_while_a_mount_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who is its master now must also be its only writer on this host."""
+    monkeypatch.setattr(locking, "DYING_MOUNT_SECONDS", 60.0)
     path = tmp_path / "device"
     with path.open("wb") as image:
         image.truncate(4 << 30)

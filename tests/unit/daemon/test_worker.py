@@ -26,15 +26,16 @@ def test_the_poll_finds_entries_and_another_file_system_with_as_many() -> None:
         master.close()
 
     async def look() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(worker._poll, client, 0.01)
-            make_directory()
-            while not client.namespace.lookup(ns.ROOT, b"d"):
-                await trio.sleep(0.01)
-            memory.view[48:64] = bytes(range(16))
-            while client.volume.stop is None:
-                await trio.sleep(0.01)
-            nursery.cancel_scope.cancel()
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(worker._poll, client, 0.01)
+                make_directory()
+                while not client.namespace.lookup(ns.ROOT, b"d"):
+                    await trio.sleep(0.01)
+                memory.view[48:64] = bytes(range(16))
+                while client.volume.stop is None:
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
 
     trio.run(look)
     assert client.volume.stop is not None
