@@ -68,7 +68,8 @@ def test_interrupted_while_it_is_imported(name: str, tmp_path: Path) -> None:
     module = tmp_path / "click.py"
     module.write_text("import pathlib, time\npathlib.Path(__file__).with_name('here').touch()\ntime.sleep(20)\n")
     with subprocess.Popen(
-        [*installed(name), "--version"],
+        # Who runs the tests in the background of a shell has the signal ignored.
+        ["env", "--default-signal=INT", *installed(name), "--version"],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
