@@ -17,11 +17,14 @@ MOUNT_FAILED = 32
 _GIVEN = re.compile(r"/dev/fd/(\d{1,9})")
 _CACHE = {"always": "always", "normal": "auto", "never": "never"}
 
-
-@program.tool("mount")
-@click.option(
+comma_options = click.option(
     "-o", "options", multiple=True, metavar="OPTIONS", help="Mount options, separated by commas: see famfs(5)."
 )
+"""Adds -o, which may be given several times."""
+
+
+@program.tool("mount")
+@comma_options
 @click.option("-t", "--timeout", metavar="SECONDS", help="How long the kernel may remember names and attributes.")
 @click.option("-c", "--cache", type=click.Choice(list(_CACHE)), help="Use of the page cache on the server data path.")
 @click.option("-u", "--nouseraccess", is_flag=True, help="Let nobody but you use the mount.")
@@ -118,9 +121,7 @@ def helper_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @program.tool("mount.famfs")
-@click.option(
-    "-o", "options", multiple=True, metavar="OPTIONS", help="Mount options, separated by commas: see famfs(5)."
-)
+@comma_options
 @click.option("-s", "sloppy", is_flag=True, help="Tolerate unknown options.")
 @click.option("-f", "fake", is_flag=True, help="Do everything but the mount.")
 @click.option("-r", "read_only", is_flag=True, help="As -o ro.")

@@ -10,9 +10,7 @@ from famfs_server.errors import UsageError
 
 
 @program.tool("famfs-server")
-@click.option(
-    "-o", "options", multiple=True, metavar="OPTIONS", help="Mount options, separated by commas: see famfs(5)."
-)
+@mount.comma_options
 @click.option("-d", "--debug", is_flag=True, help="Log everything.")
 @click.option("-f", "foreground", is_flag=True, help="Stay in the foreground, as always.")
 @click.option("-s", "single", is_flag=True, hidden=True)

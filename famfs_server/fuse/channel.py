@@ -135,7 +135,8 @@ class Channel:
         readv, fuse, buffers, answer = os.readv, self.fuse, [record.buffer], self.plane.answer
         waiting = select.poll()
         waiting.register(fuse, select.POLLIN)
-        look, looks, few, many = waiting.poll, range(FEW_LOOKS), range(FEW_LOOKS), range(MANY_LOOKS)
+        few, many = range(FEW_LOOKS), range(MANY_LOOKS)
+        look, looks = waiting.poll, few
         while True:
             asleep = 0
             for _ in looks:
@@ -160,7 +161,7 @@ class Channel:
                 _, _, unique, _ = REQUEST.unpack_from(record.buffer)
                 record.relayed(unique)
                 self._our_end.send(record.buffer[:length])
-                self.plane.passed_on()
+                record.done(unique)
 
     def _replies(self, request: InitRequest, decision: Decision, failed: Callable[[], None]) -> None:
         try:

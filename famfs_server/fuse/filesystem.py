@@ -132,7 +132,7 @@ class FileSystem:
 
     def remember(self, nodeid: int) -> None:
         """The kernel is about to be given a nodeid; only those that the log does not know are counted."""
-        if nodeid >= FIRST_PROVISIONAL and (keeper := self._keeper(nodeid)) is not None:
+        if (keeper := self._keeper(nodeid)) is not None:
             keeper.remember(nodeid)
 
     def given(self, nodeid: int) -> int:
@@ -142,11 +142,13 @@ class FileSystem:
 
     def forget(self, nodeid: int, count: int) -> None:
         """The kernel gives a nodeid back."""
-        if nodeid >= FIRST_PROVISIONAL and (keeper := self._keeper(nodeid)) is not None:
+        if (keeper := self._keeper(nodeid)) is not None:
             keeper.forget(nodeid, count)
 
     def _keeper(self, nodeid: int) -> Provisional | SpaceFiles | None:
-        """Who keeps a nodeid that is not the log's."""
+        """Who keeps a nodeid that the log does not know."""
+        if nodeid < FIRST_PROVISIONAL:
+            return None
         return self.made if nodeid < FIRST_SPACE else self.volume.spaces
 
     def drop_left_names(self) -> None:
@@ -276,7 +278,7 @@ class FileSystem:
 
     def _row_beyond(self, nodeid: int) -> int:
         """The row of what the log has not made, or 0."""
-        keeper = self._keeper(nodeid) if nodeid >= FIRST_PROVISIONAL else None
+        keeper = self._keeper(nodeid)
         return keeper.row(nodeid) if keeper is not None else 0
 
     # -- attributes -----------------------------------------------------------------------------
@@ -530,9 +532,7 @@ class FileSystem:
 
     def map_given(self, nodeid: int) -> None:
         """The kernel is about to be given the map of a file. What is new is reached through that alone from now on."""
-        if nodeid >= FIRST_PROVISIONAL and self.volume.spaces is not None:
-            keeper = self._keeper(nodeid)
-            assert keeper is not None
+        if self.volume.spaces is not None and (keeper := self._keeper(nodeid)) is not None:
             keeper.give_to_kernel(nodeid)
 
     def lseek(self, nodeid: int, offset: int, whence: int) -> int:

@@ -195,29 +195,24 @@ class RequestPlane:
         unique = self._record.left
         if not unique:
             return
-        _, opcode, _, nodeid = REQUEST.unpack_from(self._buffer)
+        length, opcode, _, nodeid = REQUEST.unpack_from(self._buffer)
         try:
             if opcode in NO_REPLY:
-                self._give_back(unique)
+                self._forget(unique, nodeid, length)
             elif opcode == Opcode.LOOKUP:
-                self._answer_counted(unique, nodeid)
+                self._answer_counted(unique, nodeid, length)
         except Exception:
             log.exception("request %d (opcode %d), left by a dead worker, cannot be completed", unique, opcode)
         self._record.finished()
 
-    def _answer_counted(self, unique: int, nodeid: int) -> None:
+    def _answer_counted(self, unique: int, nodeid: int, length: int) -> None:
         """Answer a LOOKUP if a dead worker has counted it. If it has answered it, too, this is dropped."""
-        length, *_ = REQUEST.unpack_from(self._buffer)
         item, before = self._record.noted_count(unique)
         if item < 0:
             return
         node = self._fs.lookup(nodeid, self._buffer[_BODY : length - 1].tobytes())
         if node >= FIRST_PROVISIONAL and self._fs.given(node) == before + 1:
             self._reply_entry(unique, node)
-
-    def passed_on(self) -> None:
-        """The request in the buffer has gone to libfuse and is in this plane's hand no more."""
-        self._record.done(REQUEST.unpack_from(self._buffer)[2])
 
     # -- names and attributes -------------------------------------------------------------------
 
@@ -250,12 +245,9 @@ class RequestPlane:
         reply(self._fuse, abi.ENTRY_REPLY.pack(144, 0, unique, node, 0, name, attributes, 0, 0, *fs.attr(node)))
 
     def _forget(self, unique: int, nodeid: int, length: int) -> None:
-        self._give_back(unique)
-
-    def _give_back(self, unique: int) -> None:
-        """Carry out the FORGET or BATCH_FORGET in the buffer, from where a dead worker has come to, if any has."""
+        """Carry out a FORGET or BATCH_FORGET, from where a dead worker has come to, if any has."""
         last, before = self._record.noted_count(unique)
-        for item, (node, count) in enumerate(self._given_back()):
+        for item, (node, count) in enumerate(self._given_back(nodeid, length)):
             if node < FIRST_PROVISIONAL or item < last:
                 continue
             given = self._fs.given(node)
@@ -266,10 +258,9 @@ class RequestPlane:
                 self._record.note_count(unique, item, given)
             self._fs.forget(node, count)
 
-    def _given_back(self) -> Iterable[tuple[int, int]]:
+    def _given_back(self, nodeid: int, length: int) -> Iterable[tuple[int, int]]:
         """What the FORGET or BATCH_FORGET in the buffer gives back: nodeids, and how often each had been given."""
-        length, opcode, _, nodeid = REQUEST.unpack_from(self._buffer)
-        if opcode == Opcode.FORGET:
+        if REQUEST.unpack_from(self._buffer)[1] == Opcode.FORGET:
             return [(nodeid, *abi.FORGET_IN.unpack_from(self._buffer, _BODY))]
         start = _BODY + abi.BATCH_FORGET_IN.size
         return abi.FORGET_ONE.iter_unpack(self._view[start : length - (length - start) % 16])

@@ -104,26 +104,26 @@ class FreeRuns:
     def first_fit(self, length: int, start: int, end: int) -> int | None:
         """The lowest offset in [start, end) at which `length` bytes are free, or nothing."""
         found = self._fitting(length, start, end)
-        return None if found is None else max(found[0], start)
+        return None if found is None else found[0]
 
     def take_first(self, length: int, start: int) -> int | None:
         """Take `length` bytes at the lowest offset from `start` on at which they are free; the offset, or nothing."""
         found = self._fitting(length, start, self.end)
         if found is None:
             return None
-        at = max(found[0], start)
-        self._carve(*found, at, at + length)
+        at, run_start, run_end = found
+        self._carve(run_start, run_end, at, at + length)
         return at
 
-    def _fitting(self, length: int, start: int, end: int) -> tuple[int, int] | None:
-        """The first run that has `length` bytes in [start, end)."""
+    def _fitting(self, length: int, start: int, end: int) -> tuple[int, int, int] | None:
+        """The lowest offset in [start, end) at which `length` bytes are free, and the start and end of their run."""
         for run_end in self._runs.irange(start + 1):
             run_start: int = self._runs[run_end]
-            behind = max(run_start, start) + length
-            if behind > end:
+            at = max(run_start, start)
+            if at + length > end:
                 return None
-            if behind <= run_end:
-                return run_start, run_end
+            if at + length <= run_end:
+                return at, run_start, run_end
         return None
 
     @property
@@ -307,13 +307,11 @@ class Space:
         maps: list[Fmap] = []
         if len(wanted) > 1 and not any(interleave for _, interleave in wanted):
             lengths = [whole_units(size) for size, _ in wanted]
-            at = self._usable[0].first_fit(sum(lengths), self._cursors[0], self._usable[0].end)
+            at = self._take(0, sum(lengths), self._cursors[0])
             if at is not None:
-                self.own((Extent(0, at, sum(lengths)),))
                 for length in lengths:
                     maps.append(Fmap((Extent(0, at, length),)))
                     at += length
-                self._cursors[0] = at
                 return maps
         try:
             for size, interleave in wanted:
@@ -358,20 +356,27 @@ class Space:
         """One extent on the first device that has room for it (format 6.2)."""
         length = whole_units(size)
         for device in self._candidates():
-            runs, cursor = self._usable[device], self._cursors[device]
-            at = runs.take_first(length, cursor)
+            cursor = self._cursors[device]
+            at = self._take(device, length, cursor)
             if at is None and cursor:
-                at = runs.take_first(length, 0)
+                at = self._take(device, length, 0)
             if at is not None:
-                if self._usable is not self._owned:
-                    self._owned[device].occupy(at, length)
-                self._cursors[device] = at + length
                 return Extent(device, at, length)
         longest = max(self._usable[device].largest for device in self._candidates())
         raise NoSpaceError(
             f"no free run of {length} bytes: {self.free} bytes are free, the longest run has {longest}; "
             "famfs gets space back only by a new mkfs.famfs"
         )
+
+    def _take(self, device: int, length: int, start: int) -> int | None:
+        """Own the first `length` bytes that are free from `start` on, and go on behind them the next time; their
+        offset, or nothing."""
+        at = self._usable[device].take_first(length, start)
+        if at is not None:
+            if self._usable is not self._owned:
+                self._owned[device].occupy(at, length)
+            self._cursors[device] = at + length
+        return at
 
     def _allocate_strips(self, size: int, interleave: Interleave) -> Fmap:
         """Strips on all devices in turn, each from a bucket of its own (format 6.4)."""

@@ -329,7 +329,7 @@ class Volume:
         """
         before = self.namespace.replayed
         patience = time.monotonic() + PATIENCE_SECONDS
-        while self.stop is None or self._may_recover():
+        while self.stop is None or self._may_recover(self.stop):
             with self.lock:
                 self._settle()
                 header = self._same_log()
@@ -359,15 +359,15 @@ class Volume:
     def _stopped(self, stop: Stop | None) -> None:
         """What has ended the replay, if anything has. Who looks at the volume meanwhile takes no half-visible entry for
         damage."""
-        lagging = stop is not None and stop.damage is Damage.TORN and self.role is Role.CLIENT
+        lagging = stop is not None and self._may_recover(stop)
         if lagging:
             self.lagging = True
         self.stop = stop
         self.lagging = lagging
 
-    def _may_recover(self) -> bool:
-        """Whether what stopped the last replay may have gone by itself: an entry of another host's, half visible."""
-        return self.stop is not None and self.stop.damage is Damage.TORN and self.role is Role.CLIENT
+    def _may_recover(self, stop: Stop) -> bool:
+        """Whether what stopped a replay may go by itself: an entry of another host's, half visible."""
+        return stop.damage is Damage.TORN and self.role is Role.CLIENT
 
     def _same_log(self) -> log.LogHeader | None:
         """The log's header as it is now; nothing, and a REPLACED stop, where it is not the same log any more."""

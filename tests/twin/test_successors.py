@@ -133,6 +133,14 @@ def record_of(pid: int) -> SessionRecord:
     raise AssertionError("the worker has none")
 
 
+def await_idle(record: SessionRecord) -> None:
+    """A worker notes that a request is dealt with some time after its answer."""
+    deadline = time.monotonic() + 20
+    while record.in_hand:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def written(twin: Twin) -> Inode:
     """A new file that is logged, and whose provisional nodeid the kernel knows."""
     kernel = twin.kernel
@@ -150,10 +158,7 @@ def dies_with_forget(twin: Twin, inode: Inode, count: int) -> None:
     body = Struct("<Q").pack(count)
     unique = twin.kernel.send(Op.STATFS, 1, b"")
     assert twin.kernel.receive(unique)[0] == 0
-    deadline = time.monotonic() + 20
-    while record.in_hand:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    await_idle(record)
     request = IN_HEADER.pack(IN_HEADER.size + len(body), Op.FORGET, unique + 1000, inode.nodeid, 0, 0, 0, 0, 0) + body
     record.buffer[: len(request)] = request
     twin.succeed()
@@ -193,10 +198,7 @@ def test_lookup_that_was_in_hand_is_counted_once(twin: Twin) -> None:
     record = record_of(twin.worker)
     unique = kernel.send(Op.LOOKUP, 1, b"new\0")
     kernel.lose(unique)
-    deadline = time.monotonic() + 20
-    while record.in_hand:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    await_idle(record)
     record.done(0)
     assert record.in_hand == unique
     twin.succeed()

@@ -82,29 +82,20 @@ def test_forget_of_new_space_in_hand(message: Callable[[int], tuple[int, int, by
 @pytest.mark.parametrize("logged", [False, True])
 def test_request_that_has_killed_two_workers(logged: bool) -> None:
     """Also one for a file that is new, whose requests this plane answers whatever the table of planes says."""
-    memory = ScratchMemory()
-    formatted(memory)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    session = Session.create(ours.fileno())
-    volume = Volume(memory, HOST, "memory", state=session.namespace)
-    filesystem = FileSystem(volume, Settings(b"/run/here"))
-    node, _ = filesystem.create(ns.ROOT, b"new", os.O_RDWR, 0o644, 0, 0)
-    filesystem.write(node, 0, memoryview(b"before"))
+    workers = Workers()
+    node, _ = workers.fs.create(ns.ROOT, b"new", os.O_RDWR, 0o644, 0, 0)
+    workers.fs.write(node, 0, memoryview(b"before"))
     if logged:
-        node = volume.create(NewFile(b"logged", 6, 0o644, 0, 0))
-        filesystem.write(node, 0, memoryview(b"before"))
+        node = workers.fs.volume.create(NewFile(b"logged", 6, 0o644, 0, 0))
+        workers.fs.write(node, 0, memoryview(b"before"))
     body = abi.WRITE_IN.pack(0, 0, 6, 0, 0, 0) + b"poison"
     for unique, expected in ((88, -errno.EIO), (88 | abi.UNIQUE_RESEND, -errno.EIO), (90, 0)):
-        session.record.poison = 88
-        plane = RequestPlane(filesystem, session, fast=True)
-        request = HEADER.pack(HEADER.size + len(body), Opcode.WRITE, unique, node, 0, 0, 0, 0, 0) + body
-        session.record.buffer[: len(request)] = request
-        assert plane.answer(len(request))
-        assert abi.OUT_HEADER.unpack_from(theirs.recv(64))[1:] == (expected, unique)
-        assert bytes(filesystem.views(node, 0, 6)[0]) == (b"before" if expected else b"poison")
-    ours.close()
-    theirs.close()
-    volume.close()
+        workers.session.record.poison = 88
+        workers.start()
+        assert workers.plane.answer(workers.read(Opcode.WRITE, node, body, unique))
+        assert abi.OUT_HEADER.unpack_from(workers.kernel.recv(64))[1:] == (expected, unique)
+        assert bytes(workers.fs.views(node, 0, 6)[0]) == (b"before" if expected else b"poison")
+    workers.close()
 
 
 class Workers:
