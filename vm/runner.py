@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vm.cache import Cache
@@ -24,6 +24,7 @@ PACKAGE = "famfs_server"
 SYSTEMD = Path("/lib/systemd/systemd")
 MEETING = "/run/famfs-vm/meeting"
 COMPILE_SECONDS = 60
+BOOTS = 3
 ORDER_SECONDS = 0.1  # how often the meeting folder is looked at
 
 
@@ -51,10 +52,29 @@ class Order:
         return self.cpus or max(1, min(4, (os.cpu_count() or 1) // self.hosts))
 
 
+class BootFault(Exception):
+    """A guest's kernel died while it booted, before anything of this checkout ran."""
+
+
 def run(order: Order, cache: Cache) -> int:
     """Boots the guests and waits for their ends. Gives the exit status of the command (of the first guest whose
     command failed), STATUS_TIMEOUT or STATUS_FAILED.
+
+    Once in hundreds of boots a kernel dies on an emulated processor. That says nothing of the command, so it is said
+    and the guests are booted again, BOOTS times in all, within the same time limit.
     """
+    deadline = time.monotonic() + order.timeout
+    for boot in range(1, BOOTS + 1):
+        try:
+            return run_once(replace(order, timeout=deadline - time.monotonic()), cache)
+        except BootFault:
+            if boot < BOOTS:
+                say(f"nothing of the command has run: booting again ({boot + 1} of {BOOTS})")
+    return STATUS_FAILED
+
+
+def run_once(order: Order, cache: Cache) -> int:
+    """As `run`, with one boot. Raises BootFault."""
     began = time.monotonic()
     results = order.results
     if results:
@@ -138,7 +158,7 @@ def watched(guests: Sequence[Guest], deadline: float) -> list[tuple[Guest, str]]
 
 
 def judged(guest: Guest, mishap: str, order: Order, results: Path | None, seconds: float) -> int:
-    """Says how a guest ended, and gives its status."""
+    """Says how a guest ended, and gives its status. Raises BootFault."""
     who = f"guest {guest.number}: " if guest.number else ""
     log, reports = guest.kernel_log(), guest.reports()
     if results:
@@ -148,7 +168,7 @@ def judged(guest: Guest, mishap: str, order: Order, results: Path | None, second
         say(f"{who}exit status {reports['status']} after {seconds:.1f} s (guest ready at {ready} s)")
         return int(reports["status"])
     stage = "while the command ran" if "ready" in reports else "before the command began"
-    late = mishap == "timeout"
+    late, died = mishap == "timeout", mishap == ""
     if "error" in reports:
         mishap = f"the guest could not be set up: {reports['error']}"
     elif late:
@@ -158,6 +178,8 @@ def judged(guest: Guest, mishap: str, order: Order, results: Path | None, second
         mishap = f"the guest died {stage}: {mishap or (panic or ['it ended without a word'])[-1]}"
     tail = "\n".join(log.splitlines()[-25:])
     say(f"{who}{mishap}; its kernel log ends:\n{tail or '(empty)'}")
+    if died and not reports:
+        raise BootFault
     return STATUS_TIMEOUT if late and "error" not in reports else STATUS_FAILED
 
 
