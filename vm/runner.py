@@ -52,7 +52,7 @@ class Order:
         return self.cpus or max(1, min(4, (os.cpu_count() or 1) // self.hosts))
 
 
-class BootFault(Exception):
+class BootError(Exception):
     """A guest's kernel died while it booted, before anything of this checkout ran."""
 
 
@@ -67,14 +67,14 @@ def run(order: Order, cache: Cache) -> int:
     for boot in range(1, BOOTS + 1):
         try:
             return run_once(replace(order, timeout=deadline - time.monotonic()), cache)
-        except BootFault:
+        except BootError:
             if boot < BOOTS:
                 say(f"nothing of the command has run: booting again ({boot + 1} of {BOOTS})")
     return STATUS_FAILED
 
 
 def run_once(order: Order, cache: Cache) -> int:
-    """As `run`, with one boot. Raises BootFault."""
+    """As `run`, with one boot. Raises BootError."""
     began = time.monotonic()
     results = order.results
     if results:
@@ -158,7 +158,7 @@ def watched(guests: Sequence[Guest], deadline: float) -> list[tuple[Guest, str]]
 
 
 def judged(guest: Guest, mishap: str, order: Order, results: Path | None, seconds: float) -> int:
-    """Says how a guest ended, and gives its status. Raises BootFault."""
+    """Says how a guest ended, and gives its status. Raises BootError."""
     who = f"guest {guest.number}: " if guest.number else ""
     log, reports = guest.kernel_log(), guest.reports()
     if results:
@@ -179,7 +179,7 @@ def judged(guest: Guest, mishap: str, order: Order, results: Path | None, second
     tail = "\n".join(log.splitlines()[-25:])
     say(f"{who}{mishap}; its kernel log ends:\n{tail or '(empty)'}")
     if died and not reports:
-        raise BootFault
+        raise BootError
     return STATUS_TIMEOUT if late and "error" not in reports else STATUS_FAILED
 
 

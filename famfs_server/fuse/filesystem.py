@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Final
 
 import numpy as np
 
@@ -42,8 +43,11 @@ DOT, DOTDOT = 1, 2
 SHADOW_XATTR = b"user.famfs.shadow"
 """Names the run-time directory of the mount, in which clients find the control socket (design 12)."""
 
-_TIMES = SetattrValid.ATIME | SetattrValid.MTIME | SetattrValid.CTIME
-_OWNERSHIP = SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID
+_SIZE: Final = int(SetattrValid.SIZE)
+_KEPT: Final = (SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID) | (
+    SetattrValid.ATIME | SetattrValid.MTIME | SetattrValid.CTIME
+)
+"""What SETATTR changes in memory alone."""
 
 _LATEST = (1 << 64) - 1
 """The latest time that can be kept, in nanoseconds."""
@@ -328,9 +332,9 @@ class FileSystem:
     def setattr(self, nodeid: int, new: Attributes) -> None:
         """Change mode, owner or times in memory; a size can be set once, which logs the file (decisions 12, 23)."""
         row = self.row(nodeid)
-        if new.valid & SetattrValid.SIZE:
+        if new.valid & _SIZE:
             self._set_size(nodeid, row, new.size)
-        if not new.valid & (_OWNERSHIP | _TIMES):
+        if not new.valid & _KEPT:
             return
         if self.volume.role is not Role.MASTER:
             raise refusal(errno.EROFS)

@@ -58,6 +58,9 @@ _FINDING: Final = (Opcode.LOOKUP, Opcode.READDIRPLUS)
 _POISONED: Final = (errno.EFAULT, errno.EIO, 133)
 """What writing an answer fails with where the kernel cannot read the device's memory; the last is EHWPOISON."""
 
+_SIZE: Final = int(SetattrValid.SIZE)
+_TIMES: Final = SetattrValid.ATIME | SetattrValid.MTIME | SetattrValid.CTIME
+
 _NSEC = 10**9
 _SIGN: Final = 1 << 63
 _KNOWN: Final = frozenset(map(int, Opcode))
@@ -273,24 +276,18 @@ class RequestPlane:
         valid, _, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, uid, gid = (
             abi.SETATTR_IN.unpack_from(self._buffer, _BODY)
         )
-        now = self._fs.now() if valid & (SetattrValid.ATIME_NOW | SetattrValid.MTIME_NOW) else 0
-        new = Attributes(
-            valid,
-            size,
-            mode,
-            uid,
-            gid,
-            now if valid & SetattrValid.ATIME_NOW else _nanoseconds(atime, atime_ns),
-            now if valid & SetattrValid.MTIME_NOW else _nanoseconds(mtime, mtime_ns),
-            _nanoseconds(ctime, ctime_ns),
-        )
+        new = Attributes(valid, size, mode, uid, gid)
+        if valid & _TIMES:
+            now = self._fs.now()
+            new.atime = now if valid & SetattrValid.ATIME_NOW else _nanoseconds(atime, atime_ns)
+            new.mtime = now if valid & SetattrValid.MTIME_NOW else _nanoseconds(mtime, mtime_ns)
+            new.ctime = _nanoseconds(ctime, ctime_ns)
 
         def change() -> None:
             self._fs.setattr(nodeid, new)
             self._getattr(unique, nodeid, length)
 
-        beside = bool(valid & SetattrValid.SIZE) and self._fs.takes_long(nodeid, size)
-        self._run(unique, nodeid, change, beside=beside)
+        self._run(unique, nodeid, change, beside=valid & _SIZE != 0 and self._fs.takes_long(nodeid, size))
 
     def _mkdir(self, unique: int, nodeid: int, length: int) -> None:
         mode, umask = abi.MKDIR_IN.unpack_from(self._buffer, _BODY)

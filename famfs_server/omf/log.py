@@ -2,7 +2,6 @@
 """The metadata log: its header and its entries, decoded, checked and built (docs/format.md 1.3, 1.4, 5)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from struct import Struct
 from typing import NamedTuple
 from uuid import UUID
@@ -17,14 +16,15 @@ from famfs_server.omf.layout import EntryType, ExtentType
 # decode by columns (layout.LOG_ENTRY) is what these build: the golden images hold both to the same bytes.
 _HEADER = Struct("<6Q")
 _FILE = Struct(f"<QI4xQIIII{layout.PATH_FIELD}sI4xI4x")
-_EXTENTS_AT = _FILE.size
 _STRIPES = Struct("<QQ")
 _EXTENT = Struct("<QQQ")
 _CRC = Struct("<Q")
+_CRC_AT = layout.LOG_ENTRY_CRC_SPAN
+_IS_FILE, _FLAGS = int(EntryType.FILE), layout.FILE_FLAG_ALL_HOSTS_RW
+_SIMPLE, _INTERLEAVED = int(ExtentType.SIMPLE), int(ExtentType.INTERLEAVED)
 
 
-@dataclass(frozen=True, slots=True)
-class LogHeader:
+class LogHeader(NamedTuple):
     """The decoded log header. The two counters are not covered by the checksum."""
 
     length: int
@@ -116,7 +116,7 @@ def encode_path(path: str | bytes) -> bytes:
 
 
 class FileRecord(NamedTuple):
-    """What a FILE entry says. `size` in bytes, `mode` permission bits only, `path` normalised and encoded."""
+    """What a FILE entry says. `size` in bytes, of `mode` the permission bits, `path` normalised and encoded."""
 
     path: bytes
     size: int
@@ -128,24 +128,15 @@ class FileRecord(NamedTuple):
 
 def build_files(first_index: int, files: Sequence[FileRecord]) -> bytes:
     """FILE entries for `files`, 544 bytes each, numbered from `first_index`."""
-    data = bytearray(layout.LOG_ENTRY_SIZE * len(files))
-    view = memoryview(data)
-    for at, (path, size, mode, uid, gid, fmap) in zip(range(0, len(data), layout.LOG_ENTRY_SIZE), files, strict=True):
-        extents, chunk_size = fmap
-        kind, count, place = ExtentType.SIMPLE, len(extents), at + _EXTENTS_AT
+    parts: list[bytes] = []
+    for index, (path, size, mode, uid, gid, (extents, chunk_size)) in enumerate(files, first_index):
+        kind, count, stripes = _SIMPLE, len(extents), b""
         if chunk_size:
-            kind, count = ExtentType.INTERLEAVED, 1
-            _STRIPES.pack_into(data, place, len(extents), chunk_size)
-            place += _STRIPES.size
-        index = first_index + at // layout.LOG_ENTRY_SIZE
-        flags, mode = layout.FILE_FLAG_ALL_HOSTS_RW, mode & 0o7777
-        _FILE.pack_into(data, at, index, EntryType.FILE, size, flags, uid, gid, mode, path, kind, count)
-        for extent in extents:
-            _EXTENT.pack_into(data, place, *extent)
-            place += _EXTENT.size
-        span = at + layout.LOG_ENTRY_CRC_SPAN
-        _CRC.pack_into(data, span, layout.crc(view[at:span]))
-    return bytes(data)
+            kind, count, stripes = _INTERLEAVED, 1, _STRIPES.pack(count, chunk_size)
+        head = _FILE.pack(index, _IS_FILE, size, _FLAGS, uid, gid, mode & 0o7777, path, kind, count)
+        entry = b"".join([head, stripes, *[_EXTENT.pack(*extent) for extent in extents]]).ljust(_CRC_AT, b"\0")
+        parts += entry, _CRC.pack(layout.crc(entry))
+    return b"".join(parts)
 
 
 def build_file(index: int, path: str | bytes, *, size: int, mode: int, uid: int, gid: int, fmap: Fmap) -> bytes:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Making and unmaking a file system: what mkfs decides before it writes, and then writes (docs/format.md 4)."""
 
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from uuid import UUID, uuid4
 
 from famfs_server.errors import DeviceError, ExistsError, MediaError, RoleError, UsageError
@@ -18,7 +18,7 @@ def check_log_length(length: int) -> None:
 
 def kill(memory: DeviceMemory) -> None:
     """Make the superblock invalid, whatever it is (format 4.2.4)."""
-    append.run(append.kill_steps(), memory)
+    append.kill(memory)
 
 
 def check_overwrite(memory: DeviceMemory, device: str, host: UUID | None, *, force: bool) -> None:
@@ -53,7 +53,8 @@ def make_filesystem(
     if layout.LOG_OFFSET + log_length >= memory.size:
         raise UsageError(f"a log of {log_length} bytes leaves no room on a device of {memory.size} bytes")
     _clear_flags(memory)
-    steps = append.format_steps(
+    append.make(
+        memory,
         uuid=uuid or uuid4(),
         device_uuid=device_uuid or uuid4(),
         system_uuid=host,
@@ -61,7 +62,7 @@ def make_filesystem(
         device_size=memory.size,
         device_path=device,
     )
-    return _written(steps, memory, device, SuperblockState.VALID)
+    return _written(memory, device, SuperblockState.VALID)
 
 
 def check_addition(
@@ -88,14 +89,15 @@ def prepare_device(
     memory: DeviceMemory, device: str, *, uuid: UUID, host: UUID, device_uuid: UUID | None = None
 ) -> Superblock:
     """Write the superblock of a further device of the file system `uuid`, and give it (format 4.4)."""
-    steps = append.secondary_steps(
+    append.make_secondary(
+        memory,
         uuid=uuid,
         device_uuid=device_uuid or uuid4(),
         system_uuid=host,
         device_size=memory.size,
         device_path=device,
     )
-    return _written(steps, memory, device, SuperblockState.SECONDARY)
+    return _written(memory, device, SuperblockState.SECONDARY)
 
 
 def _require_size(memory: DeviceMemory, device: str) -> None:
@@ -103,9 +105,8 @@ def _require_size(memory: DeviceMemory, device: str) -> None:
         raise DeviceError(f"{device}: unsupported memory device size (<4GiB): {memory.size} bytes")
 
 
-def _written(steps: Iterator[append.Step], memory: DeviceMemory, device: str, state: SuperblockState) -> Superblock:
-    """Do the steps, and give the superblock that is there then. Raises MediaError unless it is in `state`."""
-    append.run(steps, memory)
+def _written(memory: DeviceMemory, device: str, state: SuperblockState) -> Superblock:
+    """The superblock that has been written. Raises MediaError unless it is there, in `state`."""
     found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize))
     if found.state is not state or found.superblock is None:
         raise MediaError(f"{device}: what was written did not stay; the device is not writable")

@@ -55,7 +55,11 @@ EXTENT = np.dtype([("device", "<u4"), ("reserved", "<u4"), ("offset", "<u8"), ("
 def unused(serials: Sequence[int], first: int) -> int:
     """The first nodeid from `first` on whose row, its number modulo the number of `serials`, has no nodeid; 0 if all
     have one."""
-    return next((nodeid for nodeid in range(first, first + len(serials)) if not serials[nodeid % len(serials)]), 0)
+    rows = len(serials)
+    for nodeid in range(first, first + rows):
+        if not serials[nodeid % rows]:
+            return nodeid
+    return 0
 
 
 def nodeid_of(index: int) -> int:

@@ -20,10 +20,10 @@ from stat import S_IFREG
 import numpy as np
 
 from famfs_server.errors import ExistsError, FamfsError, NoSpaceError, SpaceBusyError
-from famfs_server.omf.log import Extent, Fmap
+from famfs_server.omf.log import Extent, FileRecord, Fmap
 from famfs_server.volume.namespace import PROVISIONAL_ROWS, unused
 from famfs_server.volume.space import whole_units
-from famfs_server.volume.volume import NewFile, Volume, whole_pages
+from famfs_server.volume.volume import Volume, whole_pages
 
 log = logging.getLogger(__name__)
 
@@ -274,13 +274,16 @@ class Provisional:
         process dies. Raises NoSpaceError, having changed nothing, DeviceFaultError, and what an append would raise now:
         what can never be logged is written to no more.
         """
-        self._volume.require_writer()
         row = self._base + nodeid % PROVISIONAL_ROWS
         tree = self._tree
         size = tree.size[row]
         start = end - len(data)
         grows = end > size
-        moved = self._make_room(row, end) if grows else None
+        moved = None
+        if grows:
+            moved = self._make_room(row, end)
+        else:
+            self._volume.require_writer()
         # The kernel lets nobody else change the size meanwhile, and other files need not wait.
         self.reach(nodeid)
         if grows:
@@ -299,12 +302,12 @@ class Provisional:
 
     def resize(self, nodeid: int, size: int) -> None:
         """Set the size of a file that is not logged, and log it unless it is empty."""
-        self._volume.require_writer()
         row = self._base + nodeid % PROVISIONAL_ROWS
         before = self._tree.size[row]
         if size > before:
             self.grow(nodeid, size)
         elif size < before:
+            self._volume.require_writer()
             self.reach(nodeid)
             # A mapping shows the rest of the last page.
             self._zero(row, size, min(before, whole_pages(size)))
@@ -322,11 +325,10 @@ class Provisional:
             if tree.logged[slot] or not size:
                 return
             extent = self._trim(row, size)
-            path = tree.path(row)
-            new = NewFile(path, size, tree.mode[row] & 0o7777, tree.uid[row], tree.gid[row])
+            new = FileRecord(tree.path(row), size, tree.mode[row], tree.uid[row], tree.gid[row], Fmap((extent,)))
             # Its bytes are in memory, or behind the fence that the entry waits for: all stores were written back.
             place = tree.parent[row], tree.name(row)
-            logged = self._volume.log_promised(new, Fmap((extent,)), place)
+            logged = self._volume.log_promised(new, place)
             del self._by_name[place]
             self._became(slot, logged)
 
@@ -334,8 +336,9 @@ class Provisional:
         """The log knows the file by the nodeid `logged` from now on."""
         row = self._base + slot
         tree = self._tree
-        for column in (tree.atime, tree.mtime, tree.ctime):
-            column[logged] = column[row]
+        if tree.local_changes:
+            for column in (tree.atime, tree.mtime, tree.ctime):
+                column[logged] = column[row]
         tree.made_as[logged] = 1 + number_of(tree.serial[slot])
         tree.logged[slot] = logged
         tree.set_provisional_extent(row, 0, 0, 0)
@@ -367,7 +370,7 @@ class Provisional:
         extent = self._extent(row)
         need = whole_units(end)
         if extent is None:
-            extent = space.allocate(need).extents[0]
+            extent = space.allocate_run(need)
         elif need > extent.length:
             for length in (max(need, 2 * extent.length), need):
                 if space.extend(extent, length):
@@ -381,9 +384,9 @@ class Provisional:
     def _room_elsewhere(self, extent: Extent, need: int) -> Extent:
         space = self._volume.space
         try:
-            return space.allocate(max(need, 2 * extent.length)).extents[0]
+            return space.allocate_run(max(need, 2 * extent.length))
         except NoSpaceError:
-            return space.allocate(need).extents[0]
+            return space.allocate_run(need)
 
     def _move(self, row: int, target: Extent, used: int) -> None:
         """Move the `used` bytes of a row to `target`. Lookups and other files go on meanwhile; nobody writes to this

@@ -71,4 +71,4 @@ def carry_out(memory: DeviceMemory, repair: Repair) -> None:
     header = memory.read_fresh(layout.LOG_OFFSET, layout.LOG_HEADER_SIZE)
     if header != repair.saved[0][1]:
         raise MediaError("the log has changed since it was examined; nothing is repaired")
-    append.run(append.counter_steps(repair.next_index), memory)
+    append.set_counters(memory, repair.next_index)

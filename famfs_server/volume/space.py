@@ -297,7 +297,7 @@ class Space:
             interleave.check(self.sizes[0], self.alloc_unit)
             if size >= interleave.chunk_size:
                 return self._allocate_strips(size, interleave)
-        return Fmap((self._allocate_run(size),))
+        return Fmap((self.allocate_run(size),))
 
     def allocate_many(self, wanted: Sequence[tuple[int, Interleave | None]]) -> list[Fmap]:
         """Space for many files, as sizes and stripings: one run for all that are not striped, if there is one.
@@ -352,8 +352,9 @@ class Space:
         """The devices that new files may lie on, ascending."""
         return [device for device in range(len(self.sizes)) if device in self.available]
 
-    def _allocate_run(self, size: int) -> Extent:
-        """One extent on the first device that has room for it (format 6.2)."""
+    def allocate_run(self, size: int) -> Extent:
+        """One extent for a file of `size` bytes, on the first device that has room for it (format 6.2); it is owned at
+        once. Raises NoSpaceError, having changed nothing."""
         length = whole_units(size)
         for device in self._candidates():
             cursor = self._cursors[device]

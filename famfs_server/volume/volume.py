@@ -25,7 +25,7 @@ from famfs_server.errors import (
     RoleError,
 )
 from famfs_server.omf import append, layout, log, superblock
-from famfs_server.omf.log import Extent, Fmap
+from famfs_server.omf.log import Extent, FileRecord, Fmap
 from famfs_server.volume import fmap as fmap_arithmetic
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.devices import Attach, Attached, Device, DeviceTable, describe
@@ -543,7 +543,8 @@ class Volume:
     def log_reserved(self, reservation: "Reservation") -> list[int]:
         """Log the files of a reservation; their nodeids."""
         with self.lock:
-            nodes = self._log_files(reservation.files, reservation.maps, reservation.places)
+            files = zip(reservation.files, reservation.maps, strict=True)
+            nodes = self._log_files([FileRecord(*new[:5], fmap) for new, fmap in files], reservation.places)
             self.being_made.difference_update(reservation.places)
             return nodes
 
@@ -576,27 +577,24 @@ class Volume:
         else:
             self.spaces.free(fmap)
 
-    def log_promised(self, new: NewFile, fmap: Fmap, place: tuple[int, bytes]) -> int:
+    def log_promised(self, new: FileRecord, place: tuple[int, bytes]) -> int:
         """Log a file whose space is allocated already and whose name, `place`, was promised to it; its nodeid.
 
         Raises the errors of `create_many`, but for those of names.
         """
         with self.lock:
-            return self._log_files([new], [fmap], [place])[0]
+            return self._log_files([new], [place])[0]
 
-    def _log_files(
-        self, files: Sequence[NewFile], maps: Sequence[Fmap], places: Sequence[tuple[int, bytes]]
-    ) -> list[int]:
+    def _log_files(self, files: Sequence[FileRecord], places: Sequence[tuple[int, bytes]]) -> list[int]:
         """Append entries and show them. The lock is held."""
         first = self._begin_append(len(files))
-        records = [log.FileRecord(*new[:5], fmap) for new, fmap in zip(files, maps, strict=True)]
-        self._append(first, log.build_files(first, records))
+        self._append(first, log.build_files(first, files))
         # Shown without reading back what has just been appended.
-        rows = [
-            NewNode(*place, S_IFREG | new.mode & 0o7777, new.uid, new.gid, new.size, fmap)
-            for new, place, fmap in zip(files, places, maps, strict=True)
+        nodes = [
+            NewNode(parent, name, S_IFREG | mode & 0o7777, uid, gid, size, fmap)
+            for (_, size, mode, uid, gid, fmap), (parent, name) in zip(files, places, strict=True)
         ]
-        return list(self.namespace.enter(ns.nodeid_of(first), rows))
+        return list(self.namespace.enter(ns.nodeid_of(first), nodes))
 
     def mkdir(self, path: bytes, mode: int, uid: int, gid: int) -> int:
         """Log a new directory; its nodeid. Raises the errors of `create_many`."""
@@ -648,14 +646,14 @@ class Volume:
             self._another_writes()
             self.require_writer()
         if header.next_seqnum != header.next_index:
-            append.run(append.counter_steps(header.next_index), self._memory)
+            append.set_counters(self._memory, header.next_index)
         self._require_room(header.next_index, count)
         return header.next_index
 
     def _append(self, first: int, entries: bytes) -> None:
         """Append `entries`, numbered from `first`, to the log. The lock is held."""
         self.namespace.appending = first + len(entries) // layout.LOG_ENTRY_SIZE
-        append.run(append.append_steps(first, [entries]), self._memory)
+        append.append(self._memory, first, entries)
 
     @property
     def foreign_writer(self) -> bool:
@@ -690,7 +688,7 @@ class Volume:
                 f"{self.device}: log entry {self.stop.index} is invalid ({self.stop.damage.value}); "
                 "nothing can be created until fsck has dealt with it"
             )
-        if self.foreign_writer:
+        if self.namespace.foreign_writer:
             raise RoleError(
                 f"{self.device}: somebody else has written to the log; unmount, find the second master, mount again"
             )

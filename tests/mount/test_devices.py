@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 
 from famfs_server.dax.device import DaxDevice, Lock
-from famfs_server.omf.log import Extent, Fmap
+from famfs_server.omf.log import Extent, FileRecord, Fmap
 from famfs_server.volume.devices import Attached
 from famfs_server.volume.format import prepare_device
 from famfs_server.volume.namespace import ROOT
@@ -76,7 +76,7 @@ class Three:
             self.strips = tuple(strip.device for strip in volume.namespace.fmap(striped).extents)
             for number in range(3):
                 fmap, name = Fmap((Extent(number, 64 * MIB, CHUNK),)), b"on%d" % number
-                nodeid = volume.log_promised(NewFile(name, 5, 0o644, 0, 0), fmap, (ROOT, name))
+                nodeid = volume.log_promised(FileRecord(name, 5, 0o644, 0, 0, fmap), (ROOT, name))
                 volume.write(nodeid, 0, memoryview(b"file%d" % number))
             for memory, device in zip(memories, devices, strict=True):
                 memory.close()

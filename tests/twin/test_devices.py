@@ -11,7 +11,7 @@ import pytest
 
 import golden
 from famfs_server.dax.device import DaxDevice
-from famfs_server.omf.log import Extent, Fmap
+from famfs_server.omf.log import Extent, FileRecord, Fmap
 from famfs_server.volume.devices import Attached
 from famfs_server.volume.format import make_filesystem, prepare_device
 from famfs_server.volume.namespace import ROOT
@@ -52,7 +52,7 @@ class Three:
         for number in range(3):
             name, fmap = b"on%d" % number, Fmap((Extent(number, WHERE, 2 * MIB),))
             volume.write(
-                volume.log_promised(NewFile(name, 5, 0o644, 0, 0), fmap, (ROOT, name)),
+                volume.log_promised(FileRecord(name, 5, 0o644, 0, 0, fmap), (ROOT, name)),
                 0,
                 memoryview(b"file%d" % number),
             )

@@ -166,7 +166,7 @@ def test_maps_up_to_the_kernels_limit(chunks: int, tmp_path: Path, rng: random.R
     places = (end, end + strips + 7 * PMD)
     fmap = Fmap(tuple(log.Extent(0, place, strips) for place in places), PMD)
     entry = log.build_file(0, b"large", size=size, mode=0o644, uid=0, gid=0, fmap=fmap)
-    append.run(append.append_steps(0, [entry]), device.memory())
+    append.append(device.memory(), 0, entry)
     device.close()
     twin = Twin(image, Dialect.PUSH, words=("dialect=push",), host=trees.MASTER, stream=True)
     kernel = twin.mount()

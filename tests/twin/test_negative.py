@@ -293,7 +293,7 @@ def hostile_image(path: Path) -> Path:
             striped["ie_nstrips"] = 17
         record[0]["crc"] = layout.crc(bytes(entry)[: layout.LOG_ENTRY_CRC_SPAN])
         entries.append(bytes(entry))
-    append.run(append.append_steps(0, entries), device.memory())
+    append.append(device.memory(), 0, b"".join(entries))
     device.close()
     return path
 
@@ -323,7 +323,7 @@ def test_map_too_large_for_the_dialect(tmp_path: Path) -> None:
     strips = tuple(log.Extent(0, FIRST + number * (701 << 30), 700 << 30) for number in range(2))
     fmap = Fmap(strips, PMD)
     entry = log.build_file(0, b"huge", size=size, mode=0o644, uid=0, gid=0, fmap=fmap)
-    append.run(append.append_steps(0, [entry]), device.memory())
+    append.append(device.memory(), 0, entry)
     device.close()
     twin = Twin(image, Dialect.PUSH, words=("dialect=push",), host=trees.MASTER, metadata_end=FIRST)
     kernel = twin.mount()

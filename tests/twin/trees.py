@@ -206,7 +206,7 @@ def _written(rng: random.Random, image: Path) -> Tree:
         if path not in files:
             entries.append(log.build_file(len(entries), path, size=size, mode=0o644, uid=0, gid=0, fmap=fmap))
             files[path] = File(path, to_map(size, fmap))
-    append.run(append.append_steps(0, entries), memory)
+    append.append(memory, 0, b"".join(entries))
     for file in files.values():
         mark(image, file)
     device.close()

@@ -38,7 +38,7 @@ class Hosts:
 
     def entry(self, data: bytes) -> None:
         """Append an entry that this package would not write."""
-        append.run(append.append_steps(self.client.namespace.replayed, [data]), self.memory)
+        append.append(self.memory, self.client.namespace.replayed, data)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from famfs_server.dax.device import DaxDevice
 from famfs_server.errors import DeviceError, DeviceFaultError, ExistsError
 from famfs_server.omf import append, layout, log
-from famfs_server.omf.log import Extent, Fmap
+from famfs_server.omf.log import Extent, FileRecord, Fmap
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.devices import MOST_ATTACHED, Attached, DeviceState
 from famfs_server.volume.faults import Fault
@@ -83,7 +83,7 @@ def full(box: Box) -> Box:
 
 def place(volume: Volume, name: bytes, size: int, fmap: Fmap) -> int:
     """Log a file in a place that no allocator has chosen."""
-    return volume.log_promised(NewFile(name, size, 0o644, 0, 0), fmap, (ns.ROOT, name))
+    return volume.log_promised(FileRecord(name, size, 0o644, 0, 0, fmap), (ns.ROOT, name))
 
 
 def data_of(number: int, size: int = 2 * UNIT - 5) -> bytes:
@@ -266,7 +266,7 @@ def test_space_that_was_named_before_its_device(box: Box) -> None:
         log.build_add_daxdev(1, device=1, size=8 * GIB, uuid=UUIDS[0]),
     ]
     following = box.open(UUID(int=5))
-    append.run(append.append_steps(0, entries), box.primary)
+    append.append(box.primary, 0, b"".join(entries))
     following.refresh()
     for volume in (following, box.open()):
         assert volume.namespace.faults() == {Fault.UNKNOWN_DEVICE: [0]}
@@ -277,7 +277,7 @@ def test_space_that_was_named_before_its_device(box: Box) -> None:
 def test_hostile_number_of_devices(box: Box) -> None:
     count = 300
     entries = [log.build_add_daxdev(n, device=n + 1, size=1 << 62, uuid=UUID(int=1000 + n)) for n in range(count)]
-    append.run(append.append_steps(0, entries), box.primary)
+    append.append(box.primary, 0, b"".join(entries))
     volume = box.open()
     assert len(box.asked) == MOST_ATTACHED - 1
     assert len(volume.table.incomplete) == count
