@@ -29,8 +29,7 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
     figures = volume.statistics()
     record = channel.session.record
     plane = channel.plane
-    # What another host's caches still hold of an entry is no damage (decisions 7).
-    damage = None if volume.lagging else figures.stop
+    damage = volume.damage
     return {
         "taken_at": time.time(),
         "version": __version__,

@@ -58,7 +58,7 @@ class Watcher:
         volume = self._volume
         return (
             self._tree.replayed > self._index
-            or self._damage() != self._stop
+            or self._volume.damage != self._stop
             or volume.foreign_writer is not self._foreign
         )
 
@@ -95,12 +95,8 @@ class Watcher:
         }
         return event if S_ISDIR(mode) else event | {"size": tree.size[node]}
 
-    def _damage(self) -> Stop | None:
-        """What has ended the replay for good; a half-visible entry of another host's is none (decisions 7)."""
-        return None if self._volume.lagging else self._volume.stop
-
     def _state(self) -> Iterator[Event]:
-        stop, foreign = self._damage(), self._volume.foreign_writer
+        stop, foreign = self._volume.damage, self._volume.foreign_writer
         if stop != self._stop:
             self._stop = stop
             if stop is not None and stop.damage is Damage.REPLACED:

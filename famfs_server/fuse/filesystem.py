@@ -180,9 +180,10 @@ class FileSystem:
             return False
         with self._refreshing:
             volume.refresh()
-            if volume.stop is not None and volume.stop != self._reported and not volume.lagging:
-                self._reported = volume.stop
-                log.error("%s: %s", volume.device, describe_stop(volume.stop))
+            damage = volume.damage
+            if damage is not None and damage != self._reported:
+                self._reported = damage
+                log.error("%s: %s", volume.device, describe_stop(damage))
         self._require_log()
         return True
 
@@ -202,7 +203,8 @@ class FileSystem:
             self.notify(inval_inode(directory, 0, 0))
 
     def _require_log(self) -> None:
-        if self.volume.stop is not None and self.volume.stop.damage in _FATAL:
+        stop = self.volume.stop
+        if stop is not None and stop.damage in _FATAL:
             raise refusal(errno.EIO)
 
     def entries(self, directory: int, cookie: int) -> Iterator[tuple[int, int, bytes]]:
@@ -274,7 +276,8 @@ class FileSystem:
         row = nodeid
         if nodeid >= self._log_rows:
             row = self._row_beyond(nodeid)
-        if self.volume.stop is not None and self.volume.stop.damage is Damage.REPLACED:
+        stop = self.volume.stop
+        if stop is not None and stop.damage is Damage.REPLACED:
             raise refusal(errno.EIO)
         if not self._mode[row]:
             raise refusal(errno.ESTALE)

@@ -140,8 +140,6 @@ class Volume:
         self.role = Role.MASTER if host == self.superblock.system_uuid else Role.CLIENT
         self.last_index = header.last_index
         self.stop: Stop | None = None
-        self.lagging = False
-        """Whether another host's last entry was only half visible when the log was read last (decisions 7)."""
         self._settled = True
         self.give_way: Callable[[], None] = lambda: None
         """Called without the lock between the steps of a computation that takes long."""
@@ -329,7 +327,7 @@ class Volume:
         """
         before = self.namespace.replayed
         patience = time.monotonic() + PATIENCE_SECONDS
-        while self.stop is None or self._may_recover(self.stop):
+        while self.stop is None or self.lagging:
             with self.lock:
                 self._settle()
                 header = self._same_log()
@@ -338,7 +336,7 @@ class Volume:
                     break
                 if header.next_index <= replayed:
                     # What was half visible, if anything was, has been taken back.
-                    self._stopped(None)
+                    self.stop = None
                     break
                 end = header.next_index
                 if self.role is Role.MASTER:
@@ -346,7 +344,7 @@ class Volume:
                 step = min(end, replayed + _REFRESH_BLOCK)
                 stop = list(self._replay.run(self._memory, step, end))[-1]
             if stop is None or time.monotonic() >= patience:
-                self._stopped(stop)
+                self.stop = stop
                 if stop is not None:
                     break
             self.give_way()
@@ -356,18 +354,20 @@ class Volume:
                     logger.warning("%s: %s; files on it are EIO", self.device, describe(device))
         return self.namespace.replayed - before
 
-    def _stopped(self, stop: Stop | None) -> None:
-        """What has ended the replay, if anything has. Who looks at the volume meanwhile takes no half-visible entry for
-        damage."""
-        lagging = stop is not None and self._may_recover(stop)
-        if lagging:
-            self.lagging = True
-        self.stop = stop
-        self.lagging = lagging
+    @property
+    def lagging(self) -> bool:
+        """Whether another host's last entry was only half visible when the log was read last."""
+        return self._may_recover(self.stop)
 
-    def _may_recover(self, stop: Stop) -> bool:
-        """Whether what stopped a replay may go by itself: an entry of another host's, half visible."""
-        return stop.damage is Damage.TORN and self.role is Role.CLIENT
+    @property
+    def damage(self) -> Stop | None:
+        """What has ended the replay for good."""
+        stop = self.stop
+        return None if self._may_recover(stop) else stop
+
+    def _may_recover(self, stop: Stop | None) -> bool:
+        """Whether what stopped a replay may go by itself: an entry of another host's, half visible (decisions 7)."""
+        return stop is not None and stop.damage is Damage.TORN and self.role is Role.CLIENT
 
     def _same_log(self) -> log.LogHeader | None:
         """The log's header as it is now; nothing, and a REPLACED stop, where it is not the same log any more."""
@@ -378,10 +378,10 @@ class Volume:
         except MediaError:
             header = None
         except DeviceFaultError:
-            self._stopped(Stop(self.namespace.replayed, Damage.UNREADABLE))
+            self.stop = Stop(self.namespace.replayed, Damage.UNREADABLE)
             return None
         if header is None or header.next_index < self.namespace.replayed:
-            self._stopped(Stop(header.next_index if header else 0, Damage.REPLACED))
+            self.stop = Stop(header.next_index if header else 0, Damage.REPLACED)
             return None
         return header
 

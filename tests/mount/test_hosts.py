@@ -253,7 +253,8 @@ class Work:
 
 @pytest.mark.parametrize("fast", ["on", "off"] if LONG else ["on"])
 def test_random_work_on_all_hosts(site: Site, memory_folder: Path, rng: random.Random, fast: str) -> None:
-    device = site.format(str(memory_folder / "device"))
+    # Each of some thousand files takes 2 MiB of it.
+    device = site.format(str(memory_folder / "device"), size=16 << 30)
     place = site.place("mnt")
     with ExitStack() as stack:
         hosts = [

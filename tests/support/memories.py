@@ -80,9 +80,12 @@ class CrashMemory(ScratchMemory):
         self.write(offset, value.to_bytes(8, "little"))
 
     def zero(self, offset: int, length: int) -> None:
-        """File data: settled at once, since no test looks at it after a crash."""
+        """Settled at once, as the real one is when it returns; nothing that was stored there before comes back."""
         self._step()
         self.view[offset : offset + length] = bytes(length)
+        for unsettled in (self._unsettled, self._written_back):
+            for number in [number for number in unsettled if offset <= number * LINE < offset + length]:
+                del unsettled[number]
 
     def write_back(self, offset: int, length: int) -> None:
         self._step()
