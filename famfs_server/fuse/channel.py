@@ -31,7 +31,7 @@ GIVE_WAY_SECONDS = 0.002
 """Long computations go in steps of about a millisecond, and two of them may go on at once."""
 
 
-FEW_LOOKS, MANY_LOOKS = 60, 250
+FEW_LOOKS, MANY_LOOKS = 60, 500
 """How often the request plane looks for another request before it sleeps: about 0.4 µs each.
 
 A program that makes one call after the other sends its next request soon. To wake a thread on a processor that has gone
@@ -39,8 +39,8 @@ idle takes longer than most requests, above all in a virtual machine, where it c
 program, which has to be woken too, takes long to send the next one. Many looks are for requests of which the last one
 came as soon as that, so that those that come now and then cost few.
 """
-SOON = 80_000
-"""Nanoseconds of sleep that many looks would have saved."""
+SOON = 200_000
+"""Nanoseconds of sleep that many looks would have saved; hypervisors look about as long before a processor halts."""
 
 
 class Channel:
