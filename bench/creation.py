@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Section creation: new files in a second, by system calls one after the other and in one request to the socket."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from famfs_server.daemon.control_client import CREATE_LIMIT, SOCKET_NAME
 SECTION = "creation"
 LOGS = {"log of 15k": 15_000, "log of 1M": 1_000_000}
 _WARM = 100
-_LATENCY = Path("/dev/cpu_dma_latency")
+_LATENCY = "/dev/cpu_dma_latency"
 
 
 def measure(plan: Plan) -> None:
@@ -36,10 +37,11 @@ def measure(plan: Plan) -> None:
             images.append(image, len(paths))
             with contenders.mount_ours(plan.site, image) as root:
                 try:
-                    _one_by_one(plan, row, root, count)
+                    _one_by_one(plan, row, "one by one", root, _names("new", count), _names("warm", _WARM))
                     with awake():
-                        _one_by_one(plan, row, root, count, "awake")
-                except (BenchError, OSError) as error:
+                        names, warm = _names("awake", count), _names("awakewarm", _WARM)
+                        _one_by_one(plan, row, "one by one, awake", root, names, warm)
+                except BenchError as error:
                     plan.figures.note(f"creation by system calls: {error}")
                 _one_batch(plan, row, count)
         image.unlink()
@@ -52,17 +54,22 @@ def _names(kind: str, count: int) -> list[str]:
 @contextmanager
 def awake() -> Iterator[None]:
     """Have the processors wait for work without halting, as cyclictest does: to wake one that has halted takes long
-    in a virtual machine, and how long is its host's affair. Raises OSError where that cannot be asked for.
+    in a virtual machine, and how long is its host's affair. Raises BenchError where that cannot be asked for.
     """
-    with _LATENCY.open("wb", buffering=0) as request:
-        request.write(bytes(4))
+    try:
+        request = os.open(_LATENCY, os.O_WRONLY)
+    except OSError as error:
+        raise BenchError(f"{_LATENCY}: {error.strerror}") from error
+    try:
+        os.write(request, bytes(4))
         yield
+    finally:
+        os.close(request)
 
 
-def _one_by_one(plan: Plan, row: str, root: Path, count: int, how: str = "") -> None:
-    warm = _names(f"{how}warm", _WARM)
-    outcome = plan.site.measure("create", root, names=_names(f"{how}new", count), warm=warm, size=FILE_SIZE)
-    plan.figures.add(SECTION, row, f"one by one{how and f', {how}'}", rate(outcome), "/s")
+def _one_by_one(plan: Plan, row: str, column: str, root: Path, names: list[str], warm: list[str]) -> None:
+    outcome = plan.site.measure("create", root, names=names, warm=warm, size=FILE_SIZE)
+    plan.figures.add(SECTION, row, column, rate(outcome), "/s")
 
 
 def _one_batch(plan: Plan, row: str, count: int) -> None:

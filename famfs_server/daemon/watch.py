@@ -58,7 +58,7 @@ class Watcher:
         volume = self._volume
         return (
             self._tree.replayed > self._index
-            or self._volume.damage != self._stop
+            or volume.damage != self._stop
             or volume.foreign_writer is not self._foreign
         )
 

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 
 from famfs_server.errors import DeviceFaultError, FamfsError
-from famfs_server.fuse.abi import OpenFlag, SetattrValid, inval_entry, inval_inode
+from famfs_server.fuse.abi import SETS_SIZE, SETS_TIMES, OpenFlag, SetattrValid, inval_entry, inval_inode
 from famfs_server.omf import layout
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.check import describe_stop
@@ -43,10 +43,7 @@ DOT, DOTDOT = 1, 2
 SHADOW_XATTR = b"user.famfs.shadow"
 """Names the run-time directory of the mount, in which clients find the control socket (design 12)."""
 
-_SIZE: Final = int(SetattrValid.SIZE)
-_KEPT: Final = (SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID) | (
-    SetattrValid.ATIME | SetattrValid.MTIME | SetattrValid.CTIME
-)
+_KEPT: Final = SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID | SETS_TIMES
 """What SETATTR changes in memory alone."""
 
 _LATEST = (1 << 64) - 1
@@ -335,7 +332,7 @@ class FileSystem:
     def setattr(self, nodeid: int, new: Attributes) -> None:
         """Change mode, owner or times in memory; a size can be set once, which logs the file (decisions 12, 23)."""
         row = self.row(nodeid)
-        if new.valid & _SIZE:
+        if new.valid & SETS_SIZE:
             self._set_size(nodeid, row, new.size)
         if not new.valid & _KEPT:
             return

@@ -16,7 +16,7 @@ from time import perf_counter_ns
 from typing import Final
 
 from famfs_server.fuse import abi, counters, wellformed
-from famfs_server.fuse.abi import Opcode, OpenFlag, SetattrValid
+from famfs_server.fuse.abi import SETS_SIZE, SETS_TIMES, Opcode, OpenFlag, SetattrValid
 from famfs_server.fuse.counters import OPCODES, SAMPLED
 from famfs_server.fuse.filesystem import DOTDOT, Attributes, FileSystem, errno_of, refusal
 from famfs_server.fuse.fmap_replies import FmapReplies
@@ -57,9 +57,6 @@ _FINDING: Final = (Opcode.LOOKUP, Opcode.READDIRPLUS)
 
 _POISONED: Final = (errno.EFAULT, errno.EIO, 133)
 """What writing an answer fails with where the kernel cannot read the device's memory; the last is EHWPOISON."""
-
-_SIZE: Final = int(SetattrValid.SIZE)
-_TIMES: Final = SetattrValid.ATIME | SetattrValid.MTIME | SetattrValid.CTIME
 
 _NSEC = 10**9
 _SIGN: Final = 1 << 63
@@ -277,7 +274,7 @@ class RequestPlane:
             abi.SETATTR_IN.unpack_from(self._buffer, _BODY)
         )
         new = Attributes(valid, size, mode, uid, gid)
-        if valid & _TIMES:
+        if valid & SETS_TIMES:
             now = self._fs.now()
             new.atime = now if valid & SetattrValid.ATIME_NOW else _nanoseconds(atime, atime_ns)
             new.mtime = now if valid & SetattrValid.MTIME_NOW else _nanoseconds(mtime, mtime_ns)
@@ -287,7 +284,7 @@ class RequestPlane:
             self._fs.setattr(nodeid, new)
             self._getattr(unique, nodeid, length)
 
-        self._run(unique, nodeid, change, beside=valid & _SIZE != 0 and self._fs.takes_long(nodeid, size))
+        self._run(unique, nodeid, change, beside=valid & SETS_SIZE != 0 and self._fs.takes_long(nodeid, size))
 
     def _mkdir(self, unique: int, nodeid: int, length: int) -> None:
         mode, umask = abi.MKDIR_IN.unpack_from(self._buffer, _BODY)

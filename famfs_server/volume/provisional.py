@@ -336,6 +336,7 @@ class Provisional:
         """The log knows the file by the nodeid `logged` from now on."""
         row = self._base + slot
         tree = self._tree
+        # Otherwise nobody has set a time.
         if tree.local_changes:
             for column in (tree.atime, tree.mtime, tree.ctime):
                 column[logged] = column[row]

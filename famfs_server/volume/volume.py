@@ -688,7 +688,7 @@ class Volume:
                 f"{self.device}: log entry {self.stop.index} is invalid ({self.stop.damage.value}); "
                 "nothing can be created until fsck has dealt with it"
             )
-        if self.namespace.foreign_writer:
+        if self.foreign_writer:
             raise RoleError(
                 f"{self.device}: somebody else has written to the log; unmount, find the second master, mount again"
             )

@@ -17,6 +17,11 @@ LINE = 64
 LOG_LENGTH = 8 << 20
 
 
+def lines_of(offset: int, length: int) -> range:
+    """The numbers of the cache lines that a range touches."""
+    return range(offset // LINE, -(-(offset + length) // LINE))
+
+
 class ScratchMemory(Memory):
     """A device of zeroes. Pages that nobody touches cost nothing."""
 
@@ -65,7 +70,7 @@ class CrashMemory(ScratchMemory):
         # As bytes: comparing views goes byte by byte.
         if bytes(self.view[offset : offset + len(data)]) == bytes(data):
             return
-        lines = range(offset // LINE, -(-(offset + len(data)) // LINE))
+        lines = lines_of(offset, len(data))
         before = bytes(self.view[lines.start * LINE : lines.stop * LINE])
         super().write(offset, data)
         after = bytes(self.view[lines.start * LINE : lines.stop * LINE])
@@ -83,15 +88,16 @@ class CrashMemory(ScratchMemory):
         """Settled at once, as the real one is when it returns; nothing that was stored there before comes back."""
         self._step()
         self.view[offset : offset + length] = bytes(length)
+        lines = lines_of(offset, length)
         for unsettled in (self._unsettled, self._written_back):
-            for number in [number for number in unsettled if offset <= number * LINE < offset + length]:
+            for number in [number for number in unsettled if number in lines]:
                 del unsettled[number]
 
     def write_back(self, offset: int, length: int) -> None:
         self._step()
-        first, end = offset // LINE, -(-(offset + length) // LINE)
+        lines = lines_of(offset, length)
         for number, contents in self._unsettled.items():
-            if first <= number < end:
+            if number in lines:
                 self._written_back[number] = len(contents) - 1
 
     def fence(self) -> None:
@@ -134,12 +140,8 @@ class IncoherentMemory(ScratchMemory):
         self._dirty: set[int] = set()
         self._on_its_way: dict[int, bytes] = {}
 
-    @staticmethod
-    def _lines(offset: int, length: int) -> range:
-        return range(offset // LINE, -(-(offset + length) // LINE))
-
     def _load(self, offset: int, length: int) -> None:
-        for number in self._lines(offset, length):
+        for number in lines_of(offset, length):
             if number not in self._cached:
                 place = slice(number * LINE, (number + 1) * LINE)
                 self.view[place] = self._shared.view[place]
@@ -152,13 +154,13 @@ class IncoherentMemory(ScratchMemory):
     def write(self, offset: int, data: "bytes | memoryview") -> None:  # type: ignore[override]
         self._load(offset, len(data))
         super().write(offset, data)
-        self._dirty.update(self._lines(offset, len(data)))
+        self._dirty.update(lines_of(offset, len(data)))
 
     def store_u64(self, offset: int, value: int) -> None:
         self.write(offset, value.to_bytes(8, "little"))
 
     def write_back(self, offset: int, length: int) -> None:
-        for number in self._dirty.intersection(self._lines(offset, length)):
+        for number in self._dirty.intersection(lines_of(offset, length)):
             self._on_its_way[number] = bytes(self.view[number * LINE : (number + 1) * LINE])
             self._dirty.remove(number)
 
@@ -170,7 +172,7 @@ class IncoherentMemory(ScratchMemory):
     def invalidate(self, offset: int, length: int) -> None:
         self.write_back(offset, length)
         self.fence()
-        self._cached.difference_update(self._lines(offset, length))
+        self._cached.difference_update(lines_of(offset, length))
 
     def present(self, offset: int, length: int) -> None:
         # Whoever reads through the view has the lines loaded by that.
