@@ -100,8 +100,7 @@ while True:
 seed = random.SystemRandom().randrange(1 << 32)
 chosen = random.Random(seed)
 wrong = []
-for _ in range(200):
-    at = chosen.randrange(len(places))
+for at in [0, 1, 2, 3, *(chosen.randrange(len(places)) for _ in range(200))]:
     libc.seekdir(directory, places[at])
     for following in [*names, None][at : at + chosen.choice((1, 3, 2000))]:
         if read() != following:

@@ -729,10 +729,10 @@ class FakeKernel:
         payload = self.call(Op.MKDIR, parent.nodeid, Struct("<II").pack(mode, 0o22) + name + b"\0", exact=128)
         return self._entered(payload, parent, name)
 
-    def listing(self, directory: Inode, size: int = PAGE) -> Iterator[tuple[bytes, Inode | None]]:
-        """A directory's entries by READDIRPLUS, in reads of `size` bytes; no inode with `.`, `..`, and names alone."""
+    def listing(self, directory: Inode, size: int = PAGE, cookie: int = 0) -> Iterator[tuple[bytes, Inode | None]]:
+        """A directory's entries behind `cookie` by READDIRPLUS, in reads of `size` bytes; no inode with `.`, `..`, and
+        names alone."""
         handle, *_ = OPEN_OUT.unpack(self.call(Op.OPENDIR, directory.nodeid, bytes(8), exact=16))
-        cookie = 0
         while payload := self._list(Op.READDIRPLUS, directory, handle, cookie, size):
             at = 0
             while at < len(payload):
@@ -748,10 +748,9 @@ class FakeKernel:
                 at += (152 + namelen + 7) & ~7
         self.call(Op.RELEASEDIR, directory.nodeid, Struct("<QIIQ").pack(handle, 0, 0, 0))
 
-    def names(self, directory: Inode, size: int = PAGE) -> Iterator[tuple[bytes, int]]:
-        """A directory's entries by READDIR, as names and inode numbers."""
+    def names(self, directory: Inode, size: int = PAGE, cookie: int = 0) -> Iterator[tuple[bytes, int]]:
+        """A directory's entries behind `cookie` by READDIR, as names and inode numbers."""
         handle, *_ = OPEN_OUT.unpack(self.call(Op.OPENDIR, directory.nodeid, bytes(8), exact=16))
-        cookie = 0
         while payload := self._list(Op.READDIR, directory, handle, cookie, size):
             at = 0
             while at < len(payload):

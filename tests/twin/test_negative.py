@@ -256,6 +256,18 @@ def test_listings_in_pieces_of_any_size(kernel: FakeKernel) -> None:
         assert [name for name, _ in kernel.listing(directory, size)] == [name for name, _ in whole]
 
 
+@pytest.mark.parametrize("path", [b"", b"sd"])
+def test_listing_from_every_place_in_it(kernel: FakeKernel, path: bytes) -> None:
+    directory = kernel.resolve(path)
+    whole = list(kernel.names(directory))
+    # `.` and `..` have the cookies 1 and 2, all others their nodeids (decisions 2).
+    cookies = [0, 1, 2, *(ino for _, ino in whole[2:])]
+    for at, cookie in enumerate(cookies):
+        for size in (200, 4096):
+            assert list(kernel.names(directory, size, cookie)) == whole[at:]
+            assert [name for name, _ in kernel.listing(directory, size, cookie)] == [name for name, _ in whole[at:]]
+
+
 # -- media and devices ---------------------------------------------------------------------------------
 
 
