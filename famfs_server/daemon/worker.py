@@ -47,6 +47,7 @@ from famfs_server.fuse.notifier import Notifier, send_all
 from famfs_server.fuse.operations import FamfsOperations
 from famfs_server.fuse.session import Session
 from famfs_server.volume.alloc_config import AllocConfig
+from famfs_server.volume.check import describe_stop
 from famfs_server.volume.devices import describe
 from famfs_server.volume.volume import Volume
 
@@ -435,12 +436,13 @@ def _restrict_new_files(volume: Volume, decision: Decision) -> None:
 
 def _report_damage(volume: Volume) -> None:
     statistics = volume.statistics()
-    if statistics.stop is not None:
-        log.error(
-            "%s: log entry %d: %s; entries from there on are hidden",
+    if volume.damage is not None:
+        log.error("%s: %s", volume.device, describe_stop(volume.damage))
+    elif volume.lagging:
+        log.warning(
+            "%s: log entry %d of another host is not whole yet; it is shown once it is",
             volume.device,
-            statistics.stop.index,
-            statistics.stop.damage.value,
+            statistics.log_entries,
         )
     for fault, count in statistics.skipped.items():
         log.warning("%s: %d log entries are not shown: %s", volume.device, count, fault.meaning)

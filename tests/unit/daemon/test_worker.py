@@ -3,10 +3,12 @@
 
 from uuid import UUID
 
+import pytest
 import trio
 
 from famfs_server.daemon import worker
 from famfs_server.fuse.filesystem import FileSystem, Settings
+from famfs_server.omf import layout
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.replay import Damage
 from famfs_server.volume.volume import Volume
@@ -42,3 +44,33 @@ def test_the_poll_finds_entries_and_another_file_system_with_as_many() -> None:
     assert client.volume.stop.damage is Damage.REPLACED
     assert client.namespace.replayed == 1
     client.volume.close()
+
+
+def test_what_is_said_of_a_log_that_ends_early(caplog: pytest.LogCaptureFixture) -> None:
+    memory = ScratchMemory()
+    formatted(memory)
+    master = Volume(memory, HOST, "memory")
+    for name in (b"a", b"b"):
+        master.mkdir(name, 0o755, 0, 0)
+    master.close()
+
+    def said(host: UUID) -> list[tuple[str, str]]:
+        volume = Volume(memory, host, "memory")
+        caplog.clear()
+        worker._report_damage(volume)
+        volume.close()
+        return [(record.levelname, record.message) for record in caplog.records]
+
+    assert said(HOST) == said(OTHER) == []
+    place = layout.entry_offset(1)
+    memory.view[place : place + 4] = bytes(4)
+    ((level, message),) = said(HOST)
+    assert level == "ERROR"
+    assert message.startswith("memory: log entry 1: ")
+    assert "nothing can be created" in message
+    ((level, message),) = said(OTHER)
+    assert level == "WARNING"
+    assert message == "memory: log entry 1 of another host is not whole yet; it is shown once it is"
+    place = layout.entry_offset(0)
+    memory.view[place : place + 4] = b"\xff" * 4
+    assert [level for level, _ in said(OTHER)] == ["ERROR"]
