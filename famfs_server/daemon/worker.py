@@ -292,7 +292,7 @@ async def _main(
         )
         nursery.start_soon(_serve_control, server, assignment.run_directory, options.control_uid != 0)
         if assignment.meta and isinstance(memory, PartialMemory):
-            nursery.start_soon(_let_go, assignment.meta, memory, opener)
+            nursery.start_soon(_let_go, assignment.meta, memory, opener, filesystem)
         if options.poll:
             nursery.start_soon(_poll, filesystem, options.poll)
         fullness = Fullness()
@@ -340,9 +340,11 @@ async def _serve_control(server: ControlServer, directory: Path, public: bool) -
             await server.serve(listener)
 
 
-async def _let_go(meta: MetaFiles, memory: PartialMemory, opener: OpenerLink | None) -> None:
-    """Keep the mount's own files open no longer than somebody can see the mount: they would keep the connection."""
+async def _let_go(meta: MetaFiles, memory: PartialMemory, opener: OpenerLink | None, filesystem: FileSystem) -> None:
+    """Keep the mount's own files open no longer than somebody can see the mount: they would keep the connection. What
+    is not logged by then never will be."""
     await trio.lowlevel.wait_readable(meta.released)
+    await trio.to_thread.run_sync(filesystem.made.end)
     memory.release()
     meta.close()
     if opener is not None:

@@ -122,6 +122,7 @@ class Channel:
         try:
             if self._failure is None:
                 self._read_requests()
+                self.plane.end()
             finished()
         except Exception:
             # With an end of this thread alone, nobody would answer, and nobody would miss it.

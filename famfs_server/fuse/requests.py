@@ -205,6 +205,10 @@ class RequestPlane:
             log.exception("request %d (opcode %d), left by a dead worker, cannot be completed", unique, opcode)
         self._record.finished()
 
+    def end(self) -> None:
+        """To be called when the connection has ended, with all requests that were not read yet (design 4)."""
+        self._fs.made.end()
+
     def _answer_counted(self, unique: int, nodeid: int, length: int) -> None:
         """Answer a LOOKUP if a dead worker has counted it. If it has answered it, too, this is dropped."""
         item, before = self._record.noted_count(unique)

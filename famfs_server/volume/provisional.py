@@ -242,6 +242,15 @@ class Provisional:
                 self._volume.spaces.hide(self._extents(nodeid))
             self._retire(slot)
 
+    def end(self) -> None:
+        """The connection has ended: nobody has a file open any more, though the kernel does not tell of each close
+        then (protocol 3.3). All that hold anything are logged, as they are now."""
+        for nodeid in list(self._by_name.values()):
+            # Not while it moves.
+            with self._turns.get(nodeid, self._turn):
+                self._tree.opens[nodeid % PROVISIONAL_ROWS] = 0
+                self.settle(nodeid)
+
     # -- making and growing ---------------------------------------------------------------------
 
     def create(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> int:

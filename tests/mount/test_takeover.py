@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The worker is killed again and again, and nobody notices: no failed call, no wrong byte, nothing logged twice."""
 
+import hashlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from famfs_server.fuse import mountapi
 from famfs_server.volume.volume import NewFile
 from harness import (
     BIN,
@@ -114,6 +116,32 @@ result = [problems[:5], step * 30011, [digest.hexdigest() for digest in digests]
     assert problems == []
     assert size > 0
     require_clean(device, {f"growing{number}": [size, digest] for number, digest in enumerate(digests)})
+
+
+@pytest.mark.parametrize("number", [signal.SIGCONT, signal.SIGKILL], ids=["late", "killed"])
+@pytest.mark.parametrize("fast", FAST)
+def test_what_is_closed_just_before_an_unmount_is_not_lost(
+    site: Site, device: Path, fast: str, number: signal.Signals
+) -> None:
+    """The kernel does not wait for its RELEASE, and an unmount takes away what nobody has read."""
+    code = """
+import signal
+files = [os.open(arguments[0] + name, os.O_RDWR | os.O_CREAT | os.O_EXCL) for name in ("/late", "/empty")]
+os.write(files[0], b"written")
+os.kill(int(arguments[1]), signal.SIGSTOP)
+for fd in files:
+    os.close(fd)
+result = True
+"""
+    with site.mounted(device, f"fastpath={fast}") as mount:
+        worker = mount.process("worker")
+        client(code, mount.path, str(worker))
+        mountapi.unmount(mount.path)
+        os.kill(worker, number)
+        assert mount.gone()
+    require_clean(device, {"late": [7, hashlib.sha256(b"written").hexdigest()]})
+    with opened(device) as volume:
+        assert not volume.namespace.resolve(b"empty")
 
 
 # -- one death at a time ------------------------------------------------------------------------

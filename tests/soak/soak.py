@@ -47,7 +47,7 @@ LONG = 10.0
 LEAST = 6
 """Blows without which nothing is proven, however slow the machine is."""
 LOST = 2.0
-"""A file whose close came so many seconds before an outage may be lost unless it was synchronised."""
+"""A file whose close came so many seconds before a kill of the supervisor may be lost unless it was synchronised."""
 BLOWS = {"kill worker": 70, "kill supervisor": 7, "unmount": 7, "stop worker": 2, "upgrade": 4, "kill notifier": 10}
 """What is done, and how often beside the others."""
 
@@ -76,7 +76,8 @@ class Host:
         self.place = site.place(f"mnt{number}")
         self._state = site.directory / f"state{number}"
         self._epoch = self._looks = 0
-        self.outages: list[float] = []
+        self.deaths: list[tuple[float, float]] = []
+        """When its supervisor was killed, and when nothing was left of the mount."""
         self.blows: list[tuple[str, float]] = []
         """What was done to it, and when."""
         self._holder = subprocess.Popen(["unshare", "-m", "--propagation", "slave", "sleep", "infinity"])
@@ -144,13 +145,15 @@ class Host:
 
     def outage(self, supervisor: int) -> None:
         """Kill the supervisor, or unmount; then mount again."""
-        self.outages.append(time.monotonic())
         self.tell("down")
         if supervisor:
+            killed = time.monotonic()
             os.kill(supervisor, signal.SIGKILL)
+            self.require_gone()
+            self.deaths.append((killed, time.monotonic()))
         else:
             self.unmount()
-        self.require_gone()
+            self.require_gone()
         self.mount()
 
     def unmount(self) -> None:
@@ -284,10 +287,10 @@ def finish(hosts: list[Host], summary: Summary) -> None:
         different = sorted(name for name in other.keys() | digests[0].keys() if other.get(name) != digests[0].get(name))
         if different:
             summary.problems.append(f"hosts 0 and {number} differ in {len(different)} files: {different[:5]}")
-    outages = hosts[0].outages
+    deaths = hosts[0].deaths
     for report in summary.reports:
         for name, (synchronised, closed) in report["made"].items():
-            lost = not synchronised and any(closed <= at <= closed + LOST for at in outages)
+            lost = not synchronised and any(killed - LOST <= closed <= gone for killed, gone in deaths)
             if name not in digests[0] and not lost:
                 summary.problems.append(f"{name} is gone")
         if report["role"] == "write" and report["scratch"] not in ("", digests[0][f"scratch{report['host']}"]):

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a worker does by itself, beside answering; the rest of it is the twin's and the mount tier's."""
 
+import os
 from uuid import UUID
 
 import pytest
 import trio
 
 from famfs_server.daemon import worker
+from famfs_server.daemon.metafiles import MetaFiles
+from famfs_server.dax.partial import PartialMemory
 from famfs_server.fuse.filesystem import FileSystem, Settings
 from famfs_server.omf import layout
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.replay import Damage
 from famfs_server.volume.volume import Volume
-from memories import HOST, ScratchMemory, formatted
+from memories import HOST, LOG_LENGTH, ScratchMemory, formatted, meta_files
 
 OTHER = UUID(int=99)
 
@@ -74,3 +77,34 @@ def test_what_is_said_of_a_log_that_ends_early(caplog: pytest.LogCaptureFixture)
     place = layout.entry_offset(0)
     memory.view[place : place + 4] = b"\xff" * 4
     assert [level for level, _ in said(OTHER)] == ["ERROR"]
+
+
+def test_what_is_written_is_logged_before_the_log_is_let_go() -> None:
+    size, data_at = 1 << 30, layout.SUPERBLOCK_REGION + LOG_LENGTH
+    superblock, log = meta_files(size)
+    released, mounted = os.pipe()
+    meta = MetaFiles(
+        os.dup(superblock), os.dup(log), os.memfd_create("meta"), LOG_LENGTH, writable=True, released=released
+    )
+    parts = ((superblock, layout.SUPERBLOCK_REGION), (log, LOG_LENGTH))
+    memory = PartialMemory(parts, size, writable=(False, True))
+    space = os.memfd_create("space")
+    os.truncate(space, size - data_at)
+    memory.show(data_at, size - data_at, space)
+    filesystem = FileSystem(Volume(memory, HOST, "memory"), Settings(b"/run/here"))
+    made = filesystem.made
+    node = made.create(ns.ROOT, b"written", 0o644, 0, 0)
+    made.grow(node, 4, memoryview(b"data"))
+    os.close(mounted)
+
+    async def let_go() -> None:
+        with trio.fail_after(60):
+            await worker._let_go(meta, memory, None, filesystem)
+
+    trio.run(let_go)
+    assert made.is_logged(node)
+    # The log as the next mount finds it.
+    again = Volume(PartialMemory(parts, size, writable=(False, True)), HOST, "memory")
+    assert again.namespace.size[again.namespace.resolve(b"written")] == 4
+    for descriptor in (superblock, log, space):
+        os.close(descriptor)

@@ -133,6 +133,19 @@ def test_space_of_what_is_dropped_and_trimmed_comes_back(world: World) -> None:
     assert world.volume.space.free == free - 10 * MIB
 
 
+def test_end_of_the_connection_logs_what_holds_anything(world: World) -> None:
+    for name, data in ((b"one", b"1"), (b"none", b""), (b"two", b"22")):
+        node = world.make(name)
+        if data:
+            world.write(node, 0, data)
+    world.made.opened(node)
+    world.made.end()
+    assert world.logged() == {b"one": b"1", b"two": b"22"}
+    assert world.volume.promised == {}
+    world.made.end()
+    assert world.volume.namespace.replayed == 2
+
+
 def test_names_of_files_that_come_and_go_take_no_room(world: World) -> None:
     # Far more bytes of names than the namespace has room for.
     for number in range(40_000):
@@ -338,6 +351,11 @@ class Machine(RuleBasedStateMachine):
         for name in list(self.files):
             if not self.files[name].logged:
                 assert self.world.read(self.files[name].node) == self.files[name].data
+        # Either each is closed, or the mount ends with all that are open.
+        if len(self.files) % 2:
+            self.world.made.end()
+            self.files = {name: file for name, file in self.files.items() if file.data}
+        for name in list(self.files):
             while name in self.files and self.files[name].opens:
                 self.release(name)
         assert self.world.logged() == {name: bytes(file.data) for name, file in self.files.items()}
@@ -447,6 +465,25 @@ def test_death_at_any_line_of_a_close(data: bytes, rng: random.Random) -> None:
             finish(world, node, {b"file": data} if data else {})
             world.made.forget(node, 1)
             assert world.made.row(node) == 0
+            world.close()
+            if not died:
+                return
+
+
+@pytest.mark.timeout(600)
+def test_death_at_any_line_of_the_end(rng: random.Random) -> None:
+    with places(rng) as numbers:
+        for place in numbers:
+            world = World()
+            world.make(b"empty")
+            world.write(world.make(b"one"), 0, b"1")
+            world.write(two := world.make(b"two"), 0, b"22")
+            world.made.opened(two)
+            died = dies(world.made.end, place)
+            world.start()
+            world.made.end()
+            assert world.logged() == {b"one": b"1", b"two": b"22"}
+            assert world.volume.promised == {}
             world.close()
             if not died:
                 return
