@@ -206,7 +206,7 @@ class RequestPlane:
         self._record.finished()
 
     def end(self) -> None:
-        """To be called when the connection has ended, with all requests that were not read yet (design 4)."""
+        """To be called when the connection has ended, and what was not read yet is lost (protocol 0)."""
         self._fs.made.end()
 
     def _answer_counted(self, unique: int, nodeid: int, length: int) -> None:

@@ -243,8 +243,8 @@ class Provisional:
             self._retire(slot)
 
     def end(self) -> None:
-        """The connection has ended: nobody has a file open any more, though the kernel does not tell of each close
-        then (protocol 3.3). All that hold anything are logged, as they are now."""
+        """The connection is about to end or has ended: nobody has a file open any more, though the kernel does not
+        tell of each close then (protocol 0). All that hold anything are logged, as they are now."""
         for nodeid in list(self._by_name.values()):
             # Not while it moves.
             with self._turns.get(nodeid, self._turn):
