@@ -325,7 +325,11 @@ class RequestPlane:
 
         made.begin_change(nodeid)
         self._record.hold(unique)
-        threading.Thread(target=carry_out, name="long change", daemon=True).start()
+        try:
+            threading.Thread(target=carry_out, name="long change", daemon=True).start()
+        except RuntimeError:
+            # The system, or the service manager's limit, has no thread left: then others have to wait.
+            carry_out()
 
     def _made_before(self, opcode: int, unique: int, nodeid: int, length: int) -> Handler | None:
         """How to answer a MKDIR or CREATE that a dead worker has carried out already; nothing for any other

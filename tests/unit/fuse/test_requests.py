@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import socket
+import threading
 from collections.abc import Callable
 from struct import Struct
 
@@ -95,6 +96,25 @@ def test_request_that_has_killed_two_workers(logged: bool) -> None:
         assert workers.plane.answer(workers.read(Opcode.WRITE, node, body, unique))
         assert abi.OUT_HEADER.unpack_from(workers.kernel.recv(64))[1:] == (expected, unique)
         assert bytes(workers.fs.views(node, 0, 6)[0]) == (b"before" if expected else b"poison")
+    workers.close()
+
+
+def test_long_change_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers()
+    node, _ = workers.fs.create(ns.ROOT, b"new", os.O_RDWR, 0o644, 0, 0)
+    offset = (64 << 20) + 1
+    assert workers.fs.takes_long(node, offset + 4, offset)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    body = abi.WRITE_IN.pack(0, offset, 4, 0, 0, 0) + b"data"
+    assert workers.plane.answer(workers.read(Opcode.WRITE, node, body, 88))
+    assert abi.OUT_HEADER.unpack_from(workers.kernel.recv(64))[1:] == (0, 88)
+    assert bytes(workers.fs.views(node, offset, 4)[0]) == b"data"
+    assert not workers.fs.made.is_changing(node)
+    assert list(workers.session.record.abandon()) == []
     workers.close()
 
 
