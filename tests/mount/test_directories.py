@@ -118,6 +118,51 @@ result = [len(names), wrong, late, again, names[:3]]
     assert client(code, mount.path, timeout=90) == expected
 
 
+@pytest.mark.parametrize("fast", FAST)
+@pytest.mark.parametrize("new", [False, True], ids=["logged", "new"])
+def test_listing_from_every_place_in_pieces_of_any_size(site: Site, fast: str, new: bool) -> None:
+    device = format_device(site.directory / "device")
+    populate(device, ["d", "long" * 15], [File(f"f{number}", size=4096) for number in range(20)])
+    code = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+directory = os.open(arguments[0], os.O_RDONLY)
+held = []
+if arguments[1]:
+    for number in range(20):
+        held.append(os.open(f"{arguments[0]}/new{number}", os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        if number % 3:
+            os.ftruncate(held[-1], 4096)
+        if number % 3 == 2:
+            os.close(held.pop())
+def listed(cookie, size):
+    os.lseek(directory, cookie, os.SEEK_SET)
+    buffer, found = ctypes.create_string_buffer(size), []
+    while (length := libc.syscall(217, directory, buffer, size)) > 0:
+        at = 0
+        while at < length:
+            end = at + int.from_bytes(buffer.raw[at + 16 : at + 18], "little")
+            name = buffer.raw[at + 19 : end].split(b"\\0")[0].decode()
+            found.append((name, int.from_bytes(buffer.raw[at + 8 : at + 16], "little")))
+            at = end
+    if length < 0:
+        raise OSError(ctypes.get_errno(), f"behind {cookie} in {size} bytes")
+    return found
+whole = listed(0, 1 << 16)
+names, cookies = zip(*whole)
+wrong = []
+for at, cookie in enumerate([0, *cookies]):
+    for size in (80, 104, 200, 1 << 16):
+        if [name for name, _ in listed(cookie, size)] != list(names[at:]):
+            wrong.append([at, size])
+result = [sorted(names), wrong]
+"""
+    expected = {".", "..", ".meta", "d", "long" * 15, *(f"f{number}" for number in range(20))}
+    expected |= {f"new{number}" for number in range(20) if new}
+    with site.mounted(device, f"fastpath={fast}") as mount:
+        assert client(code, mount.path, "new" if new else "") == [sorted(expected), []]
+
+
 def test_listings_carry_what_their_reader_looks_at(site: Site) -> None:
     device = format_device(site.directory / "device")
     folders = [f"d{number}" for number in range(20)]
