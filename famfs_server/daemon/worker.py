@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,9 @@ GARBAGE_THRESHOLD = 20_000
 """New objects between two searches for garbage: a batch of files makes a hundred thousand of them, none in a cycle."""
 CLAIM_SECONDS = 5.0
 """How long a worker waits for one that has been killed and is not gone yet."""
+LAST_CLOSES_SECONDS = 2.0
+"""How long a mount that nobody sees any more waits for the requests that were sent before."""
+IDLE_SECONDS = 0.01
 BEAT_SECONDS = 1.0
 """How often the control plane shows that it is alive."""
 
@@ -292,7 +296,7 @@ async def _main(
         )
         nursery.start_soon(_serve_control, server, assignment.run_directory, options.control_uid != 0)
         if assignment.meta and isinstance(memory, PartialMemory):
-            nursery.start_soon(_let_go, assignment.meta, memory, opener, filesystem)
+            nursery.start_soon(_let_go, assignment.meta, memory, opener, channel.is_idle)
         if options.poll:
             nursery.start_soon(_poll, filesystem, options.poll)
         fullness = Fullness()
@@ -340,11 +344,21 @@ async def _serve_control(server: ControlServer, directory: Path, public: bool) -
             await server.serve(listener)
 
 
-async def _let_go(meta: MetaFiles, memory: PartialMemory, opener: OpenerLink | None, filesystem: FileSystem) -> None:
-    """Keep the mount's own files open no longer than somebody can see the mount: they would keep the connection. What
-    is not logged by then never will be."""
+async def _let_go(
+    meta: MetaFiles, memory: PartialMemory, opener: OpenerLink | None, is_idle: Callable[[], bool]
+) -> None:
+    """Keep the mount's own files open no longer than somebody can see the mount: they would keep the connection.
+
+    But what was closed before can be logged only while they are: the kernel has nobody wait for that.
+    """
     await trio.lowlevel.wait_readable(meta.released)
-    await trio.to_thread.run_sync(filesystem.made.end)
+    idle = 0
+    # Where the mount was detached in use, requests may come for ever.
+    with trio.move_on_after(LAST_CLOSES_SECONDS):
+        # A request that is just being read looks like none; not twice.
+        while idle < 2:
+            idle = idle + 1 if is_idle() else 0
+            await trio.sleep(IDLE_SECONDS)
     memory.release()
     meta.close()
     if opener is not None:

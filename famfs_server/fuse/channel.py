@@ -106,6 +106,12 @@ class Channel:
         if self._failure is not None:
             raise self._failure
 
+    def is_idle(self) -> bool:
+        """Whether no request waits to be read, and none that was read last waits for its answer."""
+        waiting = select.poll()
+        waiting.register(self.fuse, select.POLLIN)
+        return not waiting.poll(0) and not self.session.record.in_hand
+
     def give_way(self) -> None:
         """To be called between the steps of long computations: if requests have come meanwhile, more of them go first.
 

@@ -13,6 +13,7 @@ kernel has forgotten it. That is why lookups are counted here, and only here.
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from stat import S_IFREG
@@ -32,6 +33,8 @@ FIRST_PROVISIONAL = 1 << 62
 
 
 NUMBER_BITS = 32
+BROKEN_OFF_SECONDS = 2.0
+"""How long the end of a mount waits for changes of files whose callers are gone: less than a new mount waits for it."""
 _NOTHING = memoryview(b"")
 
 
@@ -243,13 +246,25 @@ class Provisional:
             self._retire(slot)
 
     def end(self) -> None:
-        """The connection is about to end or has ended: nobody has a file open any more, though the kernel does not
-        tell of each close then (protocol 0). All that hold anything are logged, as they are now."""
+        """The connection has ended: nobody has a file open any more, though the kernel does not tell of each close then
+        (protocol 0). All that hold anything are logged, as they are now.
+
+        To be called by the thread that began all changes. Those that are still made beside it were broken off by their
+        callers, and the end of the server waits for them for a moment only.
+        """
+        until = time.monotonic() + BROKEN_OFF_SECONDS
         for nodeid in list(self._by_name.values()):
-            # Not while it moves.
-            with self._turns.get(nodeid, self._turn):
+            turn = self._turns.get(nodeid, self._turn) if nodeid in self._changing else None
+            if turn is not None and not turn.acquire(timeout=max(until - time.monotonic(), 0)):
+                path = os.fsdecode(self._tree.path(self._base + nodeid % PROVISIONAL_ROWS))
+                log.error("%s is lost: the mount has ended while it was changed", path)
+                continue
+            try:
                 self._tree.opens[nodeid % PROVISIONAL_ROWS] = 0
                 self.settle(nodeid)
+            finally:
+                if turn is not None:
+                    turn.release()
 
     # -- making and growing ---------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import trio
 from famfs_server.daemon import worker
 from famfs_server.daemon.metafiles import MetaFiles
 from famfs_server.dax.partial import PartialMemory
+from famfs_server.errors import DeviceFaultError
 from famfs_server.fuse.filesystem import FileSystem, Settings
 from famfs_server.omf import layout
 from famfs_server.volume import namespace as ns
@@ -79,7 +80,7 @@ def test_what_is_said_of_a_log_that_ends_early(caplog: pytest.LogCaptureFixture)
     assert [level for level, _ in said(OTHER)] == ["ERROR"]
 
 
-def test_what_is_written_is_logged_before_the_log_is_let_go() -> None:
+def test_what_was_closed_is_logged_before_the_log_is_let_go() -> None:
     size, data_at = 1 << 30, layout.SUPERBLOCK_REGION + LOG_LENGTH
     superblock, log = meta_files(size)
     released, mounted = os.pipe()
@@ -97,14 +98,37 @@ def test_what_is_written_is_logged_before_the_log_is_let_go() -> None:
     made.grow(node, 4, memoryview(b"data"))
     os.close(mounted)
 
+    async def last_close() -> None:
+        await trio.sleep(0.1)
+        made.released(node)
+
     async def let_go() -> None:
         with trio.fail_after(60):
-            await worker._let_go(meta, memory, None, filesystem)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(last_close)
+                await worker._let_go(meta, memory, None, lambda: made.is_logged(node))
 
     trio.run(let_go)
-    assert made.is_logged(node)
     # The log as the next mount finds it.
     again = Volume(PartialMemory(parts, size, writable=(False, True)), HOST, "memory")
     assert again.namespace.size[again.namespace.resolve(b"written")] == 4
     for descriptor in (superblock, log, space):
         os.close(descriptor)
+
+
+def test_log_is_let_go_though_requests_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "LAST_CLOSES_SECONDS", 0.1)
+    superblock, log = meta_files(1 << 30)
+    released, mounted = os.pipe()
+    meta = MetaFiles(superblock, log, os.memfd_create("meta"), LOG_LENGTH, writable=True, released=released)
+    parts = ((superblock, layout.SUPERBLOCK_REGION), (log, LOG_LENGTH))
+    memory = PartialMemory(parts, 1 << 30, writable=(False, True))
+    os.close(mounted)
+
+    async def let_go() -> None:
+        with trio.fail_after(60):
+            await worker._let_go(meta, memory, None, lambda: False)
+
+    trio.run(let_go)
+    with pytest.raises(DeviceFaultError):
+        memory.read(layout.LOG_OFFSET, 8)

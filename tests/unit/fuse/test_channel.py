@@ -57,6 +57,22 @@ def test_requests_never_wait_for_themselves(channel: Channel, monkeypatch: pytes
     channel.give_way()
 
 
+def test_idle_is_who_has_no_request_to_read_or_to_answer() -> None:
+    kernel, fuse = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    session = Session.create(fuse.fileno())
+    channel = Channel(session)
+    assert channel.is_idle()
+    request = abi.IN_HEADER.pack(abi.IN_HEADER.size, Opcode.RELEASE, 88, 1, 0, 0, 0, 0)
+    kernel.send(request)
+    assert not channel.is_idle()
+    os.readv(fuse.fileno(), [session.record.buffer])
+    assert not channel.is_idle()
+    session.record.done(88)
+    assert channel.is_idle()
+    for end in (kernel, fuse, session.our_end, session.libfuse_end):
+        end.close()
+
+
 # -- threads ------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@
 import os
 import random
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from deaths import dies
 from famfs_server.errors import DeviceFaultError, ExistsError, FamfsError, LogFullError, NoSpaceError
-from famfs_server.volume import check
+from famfs_server.volume import check, provisional
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.namespace import PROVISIONAL_ROWS
 from famfs_server.volume.provisional import FIRST_PROVISIONAL, Provisional
@@ -144,6 +145,40 @@ def test_end_of_the_connection_logs_what_holds_anything(world: World) -> None:
     assert world.volume.promised == {}
     world.made.end()
     assert world.volume.namespace.replayed == 2
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_end_of_the_connection_while_a_file_is_changed(
+    world: World, ends: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in (b"changed", b"other"):
+        world.write(world.make(name), 0, b"data")
+    node = world.made.find(ns.ROOT, b"changed")
+    go_on, begun = threading.Event(), threading.Event()
+
+    def change() -> None:
+        with world.made.changing(node):
+            begun.set()
+            go_on.wait(60)
+            world.made.grow(node, 5 * MIB)
+
+    world.made.begin_change(node)
+    thread = threading.Thread(target=change)
+    thread.start()
+    begun.wait(60)
+    if ends:
+        threading.Timer(0.2, go_on.set).start()
+    else:
+        monkeypatch.setattr(provisional, "BROKEN_OFF_SECONDS", 0.1)
+    world.made.end()
+    expected = {b"other": b"data"}
+    if ends:
+        expected[b"changed"] = b"data" + bytes(5 * MIB - 4)
+    else:
+        assert caplog.messages == ["changed is lost: the mount has ended while it was changed"]
+    assert world.logged() == expected
+    go_on.set()
+    thread.join()
 
 
 def test_names_of_files_that_come_and_go_take_no_room(world: World) -> None:
