@@ -65,6 +65,7 @@ CLAIM_SECONDS = 5.0
 LAST_CLOSES_SECONDS = 2.0
 """How long a mount that nobody sees any more waits for the requests that were sent before."""
 IDLE_SECONDS = 0.01
+"""How long after one look for such requests the next one comes."""
 BEAT_SECONDS = 1.0
 """How often the control plane shows that it is alive."""
 

@@ -452,7 +452,7 @@ class RequestPlane:
             fs.follow()
         # What is left of `.` and `..`, and no more: the entry behind them is told with the others.
         dots_size = max(DOTDOT - cookie, 0) * (abi.direntplus_size(2) if plus else abi.dirent_size(2))
-        if fs.has_provisional or cookie >= FIRST_PROVISIONAL or (cookie < DOTDOT and size < dots_size):
+        if fs.has_provisional or cookie >= FIRST_PROVISIONAL or size < dots_size:
             records, used = self._records(nodeid, cookie, size, plus=plus)
             reply(self._fuse, b"".join([abi.OUT_HEADER.pack(16 + used, 0, unique), *records]))
             return

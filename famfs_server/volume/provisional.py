@@ -253,18 +253,16 @@ class Provisional:
         callers, and the end of the server waits for them for a moment only.
         """
         until = time.monotonic() + BROKEN_OFF_SECONDS
+        while self._changing and time.monotonic() < until:
+            time.sleep(0.01)
         for nodeid in list(self._by_name.values()):
-            turn = self._turns.get(nodeid, self._turn) if nodeid in self._changing else None
-            if turn is not None and not turn.acquire(timeout=max(until - time.monotonic(), 0)):
-                path = os.fsdecode(self._tree.path(self._base + nodeid % PROVISIONAL_ROWS))
+            slot = nodeid % PROVISIONAL_ROWS
+            if self.is_changing(nodeid):
+                path = os.fsdecode(self._tree.path(self._base + slot))
                 log.error("%s is lost: the mount has ended while it was changed", path)
-                continue
-            try:
-                self._tree.opens[nodeid % PROVISIONAL_ROWS] = 0
+            else:
+                self._tree.opens[slot] = 0
                 self.settle(nodeid)
-            finally:
-                if turn is not None:
-                    turn.release()
 
     # -- making and growing ---------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from famfs_server.volume.volume import Volume
 from memories import HOST, LOG_LENGTH, ScratchMemory, formatted, meta_files
 
 OTHER = UUID(int=99)
+SIZE = 1 << 30
 
 
 def test_the_poll_finds_entries_and_another_file_system_with_as_many() -> None:
@@ -80,23 +81,29 @@ def test_what_is_said_of_a_log_that_ends_early(caplog: pytest.LogCaptureFixture)
     assert [level for level, _ in said(OTHER)] == ["ERROR"]
 
 
-def test_what_was_closed_is_logged_before_the_log_is_let_go() -> None:
-    size, data_at = 1 << 30, layout.SUPERBLOCK_REGION + LOG_LENGTH
-    superblock, log = meta_files(size)
+def files_of_a_mount_that_nobody_sees() -> MetaFiles:
+    superblock, log = meta_files(SIZE)
     released, mounted = os.pipe()
-    meta = MetaFiles(
-        os.dup(superblock), os.dup(log), os.memfd_create("meta"), LOG_LENGTH, writable=True, released=released
-    )
-    parts = ((superblock, layout.SUPERBLOCK_REGION), (log, LOG_LENGTH))
-    memory = PartialMemory(parts, size, writable=(False, True))
+    os.close(mounted)
+    return MetaFiles(superblock, log, os.memfd_create("meta"), LOG_LENGTH, writable=True, released=released)
+
+
+def memory_of(files: MetaFiles) -> PartialMemory:
+    parts = ((files.superblock, layout.SUPERBLOCK_REGION), (files.log, LOG_LENGTH))
+    return PartialMemory(parts, SIZE, writable=(False, True))
+
+
+def test_what_was_closed_is_logged_before_the_log_is_let_go() -> None:
+    files = files_of_a_mount_that_nobody_sees()
+    memory, next_mount = memory_of(files), memory_of(files)
+    data_at = layout.SUPERBLOCK_REGION + LOG_LENGTH
     space = os.memfd_create("space")
-    os.truncate(space, size - data_at)
-    memory.show(data_at, size - data_at, space)
-    filesystem = FileSystem(Volume(memory, HOST, "memory"), Settings(b"/run/here"))
-    made = filesystem.made
+    os.truncate(space, SIZE - data_at)
+    memory.show(data_at, SIZE - data_at, space)
+    os.close(space)
+    made = FileSystem(Volume(memory, HOST, "memory"), Settings(b"/run/here")).made
     node = made.create(ns.ROOT, b"written", 0o644, 0, 0)
     made.grow(node, 4, memoryview(b"data"))
-    os.close(mounted)
 
     async def last_close() -> None:
         await trio.sleep(0.1)
@@ -106,28 +113,21 @@ def test_what_was_closed_is_logged_before_the_log_is_let_go() -> None:
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(last_close)
-                await worker._let_go(meta, memory, None, lambda: made.is_logged(node))
+                await worker._let_go(files, memory, None, lambda: made.is_logged(node))
 
     trio.run(let_go)
-    # The log as the next mount finds it.
-    again = Volume(PartialMemory(parts, size, writable=(False, True)), HOST, "memory")
+    again = Volume(next_mount, HOST, "memory")
     assert again.namespace.size[again.namespace.resolve(b"written")] == 4
-    for descriptor in (superblock, log, space):
-        os.close(descriptor)
 
 
 def test_log_is_let_go_though_requests_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "LAST_CLOSES_SECONDS", 0.1)
-    superblock, log = meta_files(1 << 30)
-    released, mounted = os.pipe()
-    meta = MetaFiles(superblock, log, os.memfd_create("meta"), LOG_LENGTH, writable=True, released=released)
-    parts = ((superblock, layout.SUPERBLOCK_REGION), (log, LOG_LENGTH))
-    memory = PartialMemory(parts, 1 << 30, writable=(False, True))
-    os.close(mounted)
+    files = files_of_a_mount_that_nobody_sees()
+    memory = memory_of(files)
 
     async def let_go() -> None:
         with trio.fail_after(60):
-            await worker._let_go(meta, memory, None, lambda: False)
+            await worker._let_go(files, memory, None, lambda: False)
 
     trio.run(let_go)
     with pytest.raises(DeviceFaultError):

@@ -16,7 +16,7 @@ from deaths import dies
 from famfs_server.dax.partial import PartialMemory
 from famfs_server.fuse import abi
 from famfs_server.fuse.abi import UNIQUE_RESEND, Opcode
-from famfs_server.fuse.filesystem import FileSystem, Settings
+from famfs_server.fuse.filesystem import LONG, FileSystem, Settings
 from famfs_server.fuse.requests import RequestPlane
 from famfs_server.fuse.session import Session
 from famfs_server.omf import layout
@@ -102,7 +102,7 @@ def test_request_that_has_killed_two_workers(logged: bool) -> None:
 def test_long_change_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
     workers = Workers()
     node, _ = workers.fs.create(ns.ROOT, b"new", os.O_RDWR, 0o644, 0, 0)
-    offset = (64 << 20) + 1
+    offset = LONG + 1
     assert workers.fs.takes_long(node, offset + 4, offset)
 
     def start(thread: threading.Thread) -> None:
