@@ -2,7 +2,6 @@
 """The command line of `scripts/vm-test`."""
 
 import argparse
-import os
 import re
 import signal
 import sys
@@ -11,13 +10,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from vm.cache import KERNEL_SUITES, Cache
+from vm.cache import KERNEL_SUITES, Cache, cache_folder
 from vm.guest import CXL_UNIT_MIB, LOW_MEMORY_MIB
 from vm.report import STATUS_FAILED, STATUS_TIMEOUT, STATUS_USAGE, RunnerError, say
 from vm.runner import Order, run
 from vm.tier import run_tier
 
 MODES = ["devdax", "fsdev", "unbound"]
+DIALECTS = ["none", "pull", "push", "push-interleave"]
 
 
 def size(text: str) -> int:
@@ -63,6 +63,11 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--results", "folder the guests can write to; gets kernel.log, and junit.xml with --pytest", type=Path)
     kernels = sorted(KERNEL_SUITES)
     add("--kernel", "newest, or Debian 12's own (backports)", choices=kernels, default="backports")
+    add(
+        "--famfs",
+        "load famfs.ko, which gives the guest's kernel extent maps in this dialect (pull), with strict=1",
+        metavar="DIALECT", nargs="?", const="pull", choices=DIALECTS,
+    )  # fmt: skip
     add("--cxl", "the devices are regions of emulated CXL memory (slow)", action="store_true")
     add("--systemd", "process 1 of the guest is this machine's systemd", action="store_true")
     add("--accel", "auto: KVM if a guest boots with it (auto)", choices=["auto", "kvm", "tcg"], default="auto")
@@ -80,16 +85,13 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
         parser.error("--memory is at least 2G")
     if options.mode == "fsdev" and options.kernel == "stable":
         parser.error("Debian 12's kernel has no fsdev mode; use --kernel backports")
+    if options.famfs and options.kernel == "stable":
+        parser.error("Debian 12's kernel has no fsdev mode, which famfs.ko needs; use --kernel backports")
     if options.cxl and options.kernel == "stable":
         parser.error("Debian 12's kernel makes no regions of CXL memory; use --kernel backports")
     if options.cxl and any(one % CXL_UNIT_MIB for one in options.devices):
         parser.error("with --cxl a device's size is a multiple of 256M")
     return options
-
-
-def cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FAMFS_VM_CACHE") or Path(home) / "famfs-vm-test").absolute()
 
 
 def main() -> int:

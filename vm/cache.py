@@ -64,6 +64,12 @@ class Kernel:
         return any(path.stem == "fsdev_dax" for path in self.modules)
 
 
+def cache_folder() -> Path:
+    """Where the downloaded things are, by the environment."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FAMFS_VM_CACHE") or Path(home) / "famfs-vm-test").absolute()
+
+
 class Cache:
     """The folder of downloaded things. One runner at a time fills it; a half-filled part is never seen."""
 
@@ -105,6 +111,8 @@ class Cache:
     def forget(self) -> None:
         for name in (TOOLS, CXL_TOOLS, *(f"kernel-{kernel}" for kernel in KERNEL_SUITES)):
             shutil.rmtree(self.folder / name, ignore_errors=True)
+        for folder in [*self.folder.glob("toolchain-*"), *self.folder.glob("module-*")]:
+            shutil.rmtree(folder, ignore_errors=True)
         (self.folder / "accelerator.json").unlink(missing_ok=True)
 
     def run_folder(self, number: int) -> Path:

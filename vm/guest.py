@@ -57,8 +57,10 @@ def initramfs(files: Iterable[tuple[str, int, bytes]]) -> bytes:
     return bytes(archive)
 
 
-def guest_files(tools: Tools, kernel: Kernel, settings: Mapping[str, str], kept: Sequence[Path], job: str) -> bytes:
-    """The initramfs: busybox, the init, its settings, the modules and the job."""
+def guest_files(
+    tools: Tools, kernel: Kernel, settings: Mapping[str, str], kept: Sequence[Path], job: str, more: Sequence[Path] = ()
+) -> bytes:
+    """The initramfs: busybox, the init, its settings, the modules (and `more` of them) and the job."""
     config = "".join(f"{name}={shlex.quote(value)}\n" for name, value in settings.items())
     config += shlex.join(["set", "--", *map(str, kept)]) + "\n"
     init = Path(__file__).resolve().with_name("init")
@@ -69,7 +71,8 @@ def guest_files(tools: Tools, kernel: Kernel, settings: Mapping[str, str], kept:
         ("job", 0o755, job.encode()),
     ]
     files += [
-        (f"modules/{path.name}", 0o644, path.read_bytes()) for path in sorted({*kernel.modules, *kernel.spare_modules})
+        (f"modules/{path.name}", 0o644, path.read_bytes())
+        for path in sorted({*kernel.modules, *kernel.spare_modules, *more})
     ]
     return initramfs(files)
 

@@ -139,6 +139,12 @@ class Apt:
     def knows(self, package: str) -> bool:
         return bool(self._run(["apt-cache", "madison", package], f"looking for package {package}").strip())
 
+    def version(self, package: str) -> str | None:
+        """The newest version of a package that these sources have."""
+        listing = self._run(["apt-cache", "madison", package], f"looking for package {package}")
+        fields = listing.partition("\n")[0].split("|")
+        return fields[1].strip() if len(fields) > 1 else None
+
     def dependency(self, package: str, pattern: str) -> str:
         """The first dependency of a package that matches the pattern."""
         listing = self._run(["apt-cache", "depends", package], f"looking for package {package}")

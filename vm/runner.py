@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vm.cache import Cache
 from vm.guest import SPLIT_MEMORY_MIB, Guest, Hardware, accelerator, device_memory, guest_files, wait_for_any
+from vm.module import famfs_module
 from vm.report import STATUS_FAILED, STATUS_TIMEOUT, RunnerError, say
 
 PASSED_VARIABLES = re.compile(r"PATH|VIRTUAL_ENV|CI|(FAMFS|PYTEST|HYPOTHESIS|COVERAGE)_\w+")
@@ -45,6 +46,8 @@ class Order:
     results: Path | None = None
     cxl: bool = False
     systemd: bool = False
+    famfs: str | None = None
+    """The dialect of famfs.ko, which is loaded then."""
 
     @property
     def processors(self) -> int:
@@ -86,6 +89,7 @@ def run_once(order: Order, cache: Cache) -> int:
     with cache.locked():
         tools = cache.cxl_tools() if order.cxl else cache.tools()
         kernel = cache.kernel(order.kernel, cxl=order.cxl)
+        module = famfs_module(cache, kernel.version) if order.famfs else None
         chosen = order.accel if order.accel != "auto" else accelerator(cache, tools, kernel)
     if order.systemd and not SYSTEMD.exists():
         raise RunnerError("this machine has no systemd that a guest could start; install the package systemd")
@@ -99,6 +103,7 @@ def run_once(order: Order, cache: Cache) -> int:
     say(
         f"{'' if order.hosts == 1 else f'{order.hosts} guests: '}kernel {kernel.version}, {chosen}, "
         f"{order.processors} processor{'s'[: order.processors > 1]}, {memory} MiB, "
+        f"{f'famfs.ko ({order.famfs}), ' if order.famfs else ''}"
         f"{'CXL' if order.cxl else 'dax'} {'+'.join(map(str, order.devices)) or 'none'} MiB"
     )
     with contextlib.ExitStack() as stack:
@@ -121,10 +126,12 @@ def run_once(order: Order, cache: Cache) -> int:
                 "MODE": order.mode,
                 "CXL": "1" if order.cxl else "",
                 "SYSTEMD": "1" if order.systemd else "",
+                "FAMFS": f"dialect={order.famfs} strict=1" if order.famfs else "",
                 "RESULTS": str(results or ""),
                 "HOST": str(number or ""),
             }
-            initrd = guest_files(tools, kernel, settings, kept, job_script(order, results, chosen, number))
+            job = job_script(order, results, chosen, number)
+            initrd = guest_files(tools, kernel, settings, kept, job, [module] if module else [])
             guest.start(hardware, memories, initrd, shares)
         statuses = [
             judged(guest, mishap, order, results, time.monotonic() - began)
@@ -218,6 +225,8 @@ def job_script(order: Order, results: Path | None, accelerator: str, number: int
     variables = {name: value for name, value in os.environ.items() if PASSED_VARIABLES.fullmatch(name)}
     variables |= {"HOME": "/root", "LANG": "C.UTF-8", "TERM": "dumb"}
     variables |= {"VM_TEST": "1", "VM_TEST_ACCEL": accelerator}
+    if order.famfs:
+        variables["VM_TEST_FAMFS"] = order.famfs
     if results:
         variables["VM_TEST_RESULTS"] = str(results)
     if number:
