@@ -89,14 +89,25 @@ def _kernel(system: System) -> Finding:
 
 
 def _famfs_kernel(system: System) -> Finding:
+    from famfs_server.fuse import kernels
     from famfs_server.fuse.dialects import kallsyms_evidence
 
-    evidence = kallsyms_evidence(system.path("proc/kallsyms"))
+    if _module_loaded(system):
+        parameter = system.path("sys/module/famfs/parameters/dialect")
+        dialect = parameter.read_text().strip() if parameter.exists() else "unknown"
+        return Finding("extent maps", GOOD, f"by the module famfs (dialect {dialect}), for devices in famfs mode")
+    evidence = kallsyms_evidence(kernels.SYSTEM, system.path("proc/kallsyms"))
     if evidence:
         return Finding("extent maps", GOOD, "the kernel has the functions of famfs")
     if evidence is None:
         return Finding("extent maps", NOTE, "cannot be seen: /proc/kallsyms is not readable")
     return Finding("extent maps", NOTE, "the kernel has none: reads and writes go through the server (fmap=auto)")
+
+
+def _module_loaded(system: System) -> bool:
+    from famfs_server.fuse import kernels
+
+    return kernels.is_loaded(system.path(kernels.MODULE.device.lstrip("/")))
 
 
 def _fuse(system: System) -> Finding:
@@ -194,9 +205,11 @@ def examine_device(path: str, system: System) -> Iterator[Finding]:
 
 def famfs_mode(path: str, system: System) -> Finding:
     """What can be said of a device in famfs mode: its bytes are seen through a mount alone."""
+    from famfs_server.fuse import kernels
     from famfs_server.fuse.dialects import kallsyms_evidence
 
-    if kallsyms_evidence(system.path("proc/kallsyms")) is False:
+    evidence = kallsyms_evidence(kernels.SYSTEM, system.path("proc/kallsyms"))
+    if evidence is False and not _module_loaded(system):
         return Finding(
             "driver",
             BAD,

@@ -118,7 +118,8 @@ def render(status: Status, before: Status | None = None) -> Iterator[str]:
     """The status as lines; with an earlier one, rates instead of sums."""
     yield f"{status['device']} on {status['mount_point']}: role {status['role']}, data path {status['data_path']}"
     yield f"  because {status['reason']}"
-    yield f"  kernel {status['kernel']}, server {status['version']}, uuid {status['uuid']}"
+    module = ", module famfs" if status["fuse"] == "famfs" else ""
+    yield f"  kernel {status['kernel']}{module}, server {status['version']}, uuid {status['uuid']}"
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(status["mounted_since"]))
     yield f"  mounted since {since}, {status['takeovers']} takeovers, {_memory(status)}"
     entries, space = status["log"], status["space"]

@@ -19,12 +19,11 @@ import click
 
 from famfs_server.daemon.control_client import DirectoryRequest, FileRequest
 from famfs_server.errors import NoSuchPathError, PathError, UsageError
-from famfs_server.fuse import mountapi
+from famfs_server.fuse import kernels, mountapi
 
 if TYPE_CHECKING:
     from famfs_server.volume.volume import Volume
 
-FSTYPE = "fuse.famfs"
 META = b".meta"
 
 
@@ -217,7 +216,7 @@ def find_mount(path: str) -> tuple[mountapi.MountRecord, bytes]:
         longer = covering is None or len(record.mount_point) >= len(covering.mount_point)
         if (real == point or real.startswith(point + "/")) and longer:
             covering = record
-    if covering is None or covering.fstype != FSTYPE:
+    if covering is None or covering.fstype not in kernels.SHOWN_TYPES:
         raise NotFamfsError(f"{path or repr(path)}: not in a mounted famfs file system")
     inside = os.path.relpath(real, covering.mount_point)
     whole = os.path.normpath(os.path.join(covering.root, inside)).strip("/")

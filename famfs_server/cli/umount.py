@@ -11,10 +11,9 @@ import click
 
 from famfs_server.cli import mount, program
 from famfs_server.cli.progress import progress
-from famfs_server.cli.target import FSTYPE
 from famfs_server.daemon.control_client import ControlClient
 from famfs_server.errors import FamfsError, MountError, UsageError
-from famfs_server.fuse import mountapi
+from famfs_server.fuse import kernels, mountapi
 
 _SERVER_SECONDS = 10.0
 _SHOWN = 3
@@ -75,7 +74,7 @@ def _mount_point(path: str) -> str:
     """The mount point that is meant. The mount is not touched: its server may be dead."""
     absolute = os.path.abspath(path)
     directory = os.path.join(os.path.realpath(os.path.dirname(absolute)), os.path.basename(absolute))
-    mounts = [record for record in mountapi.parse_mountinfo() if record.fstype == FSTYPE]
+    mounts = [record for record in mountapi.parse_mountinfo() if record.fstype in kernels.SHOWN_TYPES]
     if any(record.mount_point == directory for record in mounts):
         return directory
     from_device = [record for record in mounts if record.source in (absolute, path)]

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from famfs_server.dax.drivers import MODES
 from famfs_server.errors import UsageError
-from famfs_server.fuse import dialects, mountapi
+from famfs_server.fuse import dialects, kernels, mountapi
 from famfs_server.fuse.mountapi import DEFAULT_ATTRIBUTES, MountAttr
 
 Cache = Literal["never", "auto", "always"]
@@ -49,6 +49,8 @@ class MountOptions:
     device: str
     mount_point: str
     fmap: dialects.Policy = "auto"
+    kernel: kernels.Choice = "auto"
+    """Which FUSE of the kernel serves the mount: its own, or that of the module famfs."""
     fastpath: bool = True
     """Hot requests are answered by the request plane; off: all of them by pyfuse3."""
     attributes: MountAttr = DEFAULT_ATTRIBUTES
@@ -189,6 +191,10 @@ def _fmap(options: MountOptions, value: str) -> MountOptions:
     return replace(options, fmap=cast("dialects.Policy", _choice("fmap", value, ("require", "auto", "never"))))
 
 
+def _kernel(options: MountOptions, value: str) -> MountOptions:
+    return replace(options, kernel=cast("kernels.Choice", _choice("kernel", value, ("auto", "fuse", "famfs"))))
+
+
 def _fastpath(options: MountOptions, value: str) -> MountOptions:
     return replace(options, fastpath=_choice("fastpath", value, ("on", "off")) == "on")
 
@@ -267,6 +273,7 @@ def _debug(options: MountOptions, value: str) -> MountOptions:
 
 _VALUES: dict[str, Callable[[MountOptions, str], MountOptions]] = {
     "fmap": _fmap,
+    "kernel": _kernel,
     "fastpath": _fastpath,
     "daxmode": _daxmode,
     "no_open": _no_open,

@@ -12,7 +12,7 @@ from famfs_server import __version__
 from famfs_server.daemon.logs import RECENT, lines_lost
 from famfs_server.daemon.options import MountOptions
 from famfs_server.errors import DeviceFaultError
-from famfs_server.fuse import counters
+from famfs_server.fuse import counters, kernels
 from famfs_server.fuse.channel import Channel
 from famfs_server.fuse.counters import OpcodeFigures
 from famfs_server.fuse.dialects import Decision
@@ -40,6 +40,7 @@ def status(options: MountOptions, filesystem: FileSystem, channel: Channel, deci
         "role": volume.role.value,
         "data_path": decision.data_path,
         "reason": decision.reason,
+        "fuse": kernels.of_descriptor(channel.fuse).name,
         "dialects": [dialect.name for dialect in decision.candidates],
         "fastpath": options.fastpath,
         "no_open": options.no_open,

@@ -36,7 +36,9 @@ from famfs_server.daemon.upgrade_client import ANSWER_SECONDS
 from famfs_server.daemon.worker import Negotiated
 from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.errors import FamfsError, MountError
+from famfs_server.fuse import kernels
 from famfs_server.fuse.dialects import settle
+from famfs_server.fuse.kernels import KernelFuse
 from famfs_server.fuse.mountapi import DetachedMount
 from famfs_server.fuse.session import Session
 from famfs_server.volume.namespace import Namespace
@@ -98,11 +100,14 @@ class Supervisor:
         Raises FamfsError when it could not be mounted, and nothing is left of it then, or when the service failed.
         """
         self._begin()
-        fuse = _open_fuse() if self.fuse is None else self.fuse
+        kernel = kernels.choose(
+            self.options.kernel, famfs_mode=self.device.mode is Mode.FSDEV, loaded=kernels.is_loaded()
+        )
+        fuse = _open_fuse(kernel) if self.fuse is None else self.fuse
         session = Session.create(fuse)
         try:
             if self.fuse is None:
-                served, held = self._mount(session)
+                served, held = self._mount(session, kernel)
             else:
                 if self.device.mode is Mode.FSDEV:
                     raise MountError(f"{self.device.path} is in famfs mode: its mount has to be made by this server")
@@ -165,12 +170,13 @@ class Supervisor:
         if not self._leaving:
             remove_run_directory(self.run_directory)
 
-    def _mount(self, session: Session) -> tuple[int, Held]:
+    def _mount(self, session: Session, kernel: KernelFuse) -> tuple[int, Held]:
         """Make the mount and attach it once it is known to work; the worker, and what is held now."""
         fuse = session.fuse
         with DetachedMount.create(
             fuse,
             self.device.path,
+            kernel=kernel,
             attributes=self.options.attributes,
             allow_other=self.options.allow_other,
             default_permissions=self.options.default_permissions,
@@ -500,12 +506,12 @@ def _kept(held: Held) -> tuple[int, ...]:
     return () if held.device_number is None else (privileges.CAP_SYS_ADMIN,)
 
 
-def _open_fuse() -> int:
+def _open_fuse(kernel: KernelFuse) -> int:
     try:
-        return os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        return os.open(kernel.device, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise MountError(
-            f"cannot open /dev/fuse: {os.strerror(error.errno or 0)}; is the module fuse loaded?"
+            f"cannot open {kernel.device}: {os.strerror(error.errno or 0)}; is the module {kernel.name} loaded?"
         ) from error
 
 

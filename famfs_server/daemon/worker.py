@@ -32,6 +32,7 @@ from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.dax.memory import Memory
 from famfs_server.dax.partial import PartialMemory
 from famfs_server.errors import DeviceError, FamfsError, MountError, NegotiationError
+from famfs_server.fuse import kernels
 from famfs_server.fuse.abi import InitFlag
 from famfs_server.fuse.channel import Channel
 from famfs_server.fuse.dialects import (
@@ -385,7 +386,7 @@ def decide_data_path(request: InitRequest, fuse: int, options: MountOptions, dev
     """
     offered = bool(request.flags & InitFlag.DAX_FMAP)
     evidence = Evidence(
-        kallsyms=kallsyms_evidence() if offered else None,
+        kallsyms=kallsyms_evidence(kernels.of_descriptor(fuse)) if offered else None,
         push_ioctl=probe_push_ioctl(fuse) if offered else None,
         rawio=privileges.holds(privileges.CAP_SYS_RAWIO),
     )

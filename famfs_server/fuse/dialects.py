@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from famfs_server.errors import NegotiationError, UsageError
+from famfs_server.fuse import kernels
 from famfs_server.fuse.abi import BACKING_MAP, InitFlag
+from famfs_server.fuse.kernels import KernelFuse
 
 MIB = 1 << 20
 
@@ -339,13 +341,18 @@ def probe_push_ioctl(fuse_fd: int, number: int = DEFAULT_PUSH_IOCTL) -> bool:
     return True
 
 
-_SYMBOL_LINE = re.compile(rb"\s" + EVIDENCE_SYMBOL.encode() + rb"(?:\.\S+)?(?:\s|$)")
+_SYMBOL_LINE = re.compile(rb"\s" + EVIDENCE_SYMBOL.encode() + rb"(?:\.\S+)?(?:\s+\[(\w+)\])?\s*$")
 
 
-def kallsyms_evidence(path: Path = Path("/proc/kallsyms")) -> bool | None:
-    """Has the kernel the function that only famfs kernels have? None if the symbols cannot be read."""
+def kallsyms_evidence(kernel: KernelFuse, path: Path = Path("/proc/kallsyms")) -> bool | None:
+    """Has this FUSE of the kernel the function that only one with famfs has? None if the symbols cannot be read.
+
+    The module's function says nothing of the kernel's own FUSE, nor the other way round.
+    """
     try:
         with path.open("rb") as symbols:
-            return any(_SYMBOL_LINE.search(line) for line in symbols)
+            found = [match for line in symbols if (match := _SYMBOL_LINE.search(line))]
     except OSError:
         return None
+    in_module = kernel is kernels.MODULE
+    return any((match[1] == kernels.MODULE.name.encode()) == in_module for match in found)

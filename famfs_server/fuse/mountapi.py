@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Self
 
 from famfs_server.errors import MountError, UsageError
+from famfs_server.fuse import kernels
+from famfs_server.fuse.kernels import KernelFuse
 
 # The same numbers on every architecture but alpha.
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
@@ -35,9 +37,6 @@ _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
-
-CONNECTIONS = Path("/sys/fs/fuse/connections")
-"""Where fusectl is mounted: a directory for each connection, named by the minor device number."""
 
 
 class MountAttr(IntFlag):
@@ -137,31 +136,31 @@ class DetachedMount:
         fuse_fd: int,
         source: str,
         *,
-        subtype: str = "famfs",
+        kernel: KernelFuse = kernels.SYSTEM,
         read_only: bool = False,
         attributes: MountAttr = DEFAULT_ATTRIBUTES,
         allow_other: bool = True,
         default_permissions: bool = True,
     ) -> Self:
-        """Make the mount that `fuse_fd`, a fresh descriptor of /dev/fuse, serves. INIT is queued on return.
+        """Make the mount that `fuse_fd`, a fresh descriptor of `kernel.device`, serves. INIT is queued on return.
 
         `source` is shown as the device in /proc/mounts. Needs CAP_SYS_ADMIN; CAP_SYS_RAWIO in this very
         thread is what makes a famfs kernel offer extent maps (protocol 3.1). Raises
         MountError with the cause.
         """
         try:
-            context = _call(_FSOPEN, b"fuse", _FSOPEN_CLOEXEC)
+            context = _call(_FSOPEN, kernel.fstype.encode(), _FSOPEN_CLOEXEC)
         except OSError as error:
             hints = {
-                errno.ENODEV: "the kernel has no FUSE: load the module fuse",
+                errno.ENODEV: f"the kernel has no such file system: load the module {kernel.name}",
                 errno.ENOSYS: "the kernel has no fsopen: 5.2 is the oldest that will do",
                 errno.EPERM: "CAP_SYS_ADMIN is missing",
             }
             number = error.errno or errno.EIO
-            raise _failure("cannot make a FUSE mount", number, hints.get(number)) from None
+            raise _failure(f"cannot make a mount of type {kernel.fstype}", number, hints.get(number)) from None
         strings = {
             "source": source,
-            "subtype": subtype,
+            **({} if kernel.subtype is None else {"subtype": kernel.subtype}),
             "fd": str(fuse_fd),
             "rootmode": "40000",
             "user_id": str(os.getuid()),
@@ -274,7 +273,7 @@ class MountRecord:
     mount_point: str
     options: tuple[str, ...]
     fstype: str
-    """`fuse.famfs` for mounts of this server."""
+    """One of `kernels.SHOWN_TYPES` for mounts of this server."""
     source: str
     super_options: tuple[str, ...]
 
@@ -314,22 +313,22 @@ def find_mounts(
     *,
     source: str | None = None,
     mount_point: str | None = None,
-    fstype: str = "fuse.famfs",
+    fstypes: Collection[str] = kernels.SHOWN_TYPES,
     path: str | os.PathLike[str] = "/proc/self/mountinfo",
 ) -> list[MountRecord]:
-    """Mounts of type `fstype` of this source, at this mount point, or both. Touches none of them."""
+    """Mounts of one of these types of this source, at this mount point, or both. Touches none of them."""
     return [
         record
         for record in parse_mountinfo(path)
-        if record.fstype == fstype and source in (None, record.source) and mount_point in (None, record.mount_point)
+        if record.fstype in fstypes and source in (None, record.source) and mount_point in (None, record.mount_point)
     ]
 
 
-def abort_connection(dev_minor: int, connections: Path = CONNECTIONS) -> bool:
+def abort_connection(dev_minor: int, connections: Path = kernels.SYSTEM.connections) -> bool:
     """Abort the FUSE connection whose file system has this minor device number.
 
     Every request of it ends, every later one fails with ENOTCONN. False if there is no such connection, or
-    if fusectl is not mounted.
+    if the control file system is not mounted at `connections`.
     """
     try:
         # Never created: in a real directory, where fusectl is not mounted, there is no such file.

@@ -16,6 +16,7 @@ import pytest
 import commands
 from famfs_server.dax.device import DaxDevice
 from famfs_server.errors import DeviceError, DeviceModeError
+from famfs_server.fuse import kernels
 from famfs_server.fuse.dialects import kallsyms_evidence
 from guest_modules import in_guest_only, with_kmem, without
 from programs import fork, mounts
@@ -75,7 +76,7 @@ PROGRAMS = {
 def test_one_line_for_a_device_that_cannot_be_used(
     dax_names: list[str], set_mode: SetMode, tmp_path: Path, state: State
 ) -> None:
-    if state is STATES["famfs-mode"] and kallsyms_evidence():
+    if state is STATES["famfs-mode"] and kallsyms_evidence(kernels.SYSTEM):
         pytest.skip("a famfs kernel")
     name = dax_names[-1]
     device = state.make(set_mode, name)

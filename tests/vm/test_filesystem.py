@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from famfs_server.fuse import kernels
 from famfs_server.fuse.dialects import kallsyms_evidence
 from one_file import FileLoad, kernel_sends_again
 from programs import BIN, SECONDS, fork, here, mounts, run
@@ -205,7 +206,7 @@ def test_mode_is_switched_for_a_mount(
     device: Path, master: Path, unmounted: Callable[[str], Path], set_mode: SetMode
 ) -> None:
     """No kernel here takes a device in famfs mode, so that way is the failure, and devdax mode the success."""
-    if kallsyms_evidence():
+    if kallsyms_evidence(kernels.SYSTEM):
         pytest.skip("a famfs kernel")
     set_mode(device.name, "fsdev")
     set_mode(device.name, "devdax")

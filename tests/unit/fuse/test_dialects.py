@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from famfs_server.errors import NegotiationError, UsageError
-from famfs_server.fuse import dialects
+from famfs_server.fuse import dialects, kernels
 from famfs_server.fuse.abi import InitFlag
 from famfs_server.fuse.dialects import Evidence, ExtentKind, InitRequest, Registration, decide
 
@@ -191,8 +191,17 @@ def test_probe_of_a_descriptor_without_the_ioctl() -> None:
 def test_kallsyms(tmp_path: Path, text: bytes, found: bool) -> None:
     path = tmp_path / "kallsyms"
     path.write_bytes(b"0000000000000000 T fuse_dev_open\t[fuse]\n" + text)
-    assert dialects.kallsyms_evidence(path) is found
+    assert dialects.kallsyms_evidence(kernels.SYSTEM, path) is found
+
+
+def test_kallsyms_of_the_module_and_of_the_kernel(tmp_path: Path) -> None:
+    path = tmp_path / "kallsyms"
+    path.write_bytes(b"0000000000000000 t famfs_fuse_iomap_begin\t[famfs]\n")
+    assert dialects.kallsyms_evidence(kernels.MODULE, path) is True
+    assert dialects.kallsyms_evidence(kernels.SYSTEM, path) is False
+    path.write_bytes(b"0000000000000000 t famfs_fuse_iomap_begin\n")
+    assert dialects.kallsyms_evidence(kernels.MODULE, path) is False
 
 
 def test_kallsyms_unreadable(tmp_path: Path) -> None:
-    assert dialects.kallsyms_evidence(tmp_path / "absent") is None
+    assert dialects.kallsyms_evidence(kernels.SYSTEM, tmp_path / "absent") is None
