@@ -13,7 +13,7 @@ import golden
 from golden import GoldenImages
 
 TESTS = Path(__file__).parent
-TIERS = ("unit", "twin", "mount", "fuzz", "vm")
+TIERS = ("unit", "twin", "mount", "fuzz", "vm", "fmap")
 ABSENT = f"no golden images in {golden.folder()} (FAMFS_VECTORS names another folder)"
 
 

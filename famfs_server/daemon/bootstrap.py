@@ -14,7 +14,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from struct import Struct
 from typing import Protocol
@@ -32,7 +32,8 @@ from famfs_server.daemon.worker import Negotiated
 from famfs_server.dax.device import DaxDevice
 from famfs_server.dax.partial import PartialMemory
 from famfs_server.errors import FamfsError, MediaError, MountError, NegotiationError
-from famfs_server.fuse import metaplane, negotiation
+from famfs_server.fuse import dialects, metaplane, negotiation
+from famfs_server.fuse.dialects import Decision, Dialect
 from famfs_server.fuse.metaplane import MetaPlane
 from famfs_server.fuse.mountapi import parse_mountinfo
 from famfs_server.fuse.session import BUFFER, Session
@@ -94,7 +95,8 @@ def _negotiate(
             f"{device.path} is in famfs mode (driver fsdev_dax), which only a famfs kernel can use: {decision.reason}; "
             f"mount with -o daxmode=devdax, or run: daxctl reconfigure-device -m devdax {os.path.basename(device.path)}"
         )
-    plane = MetaPlane(decision, (os.path.realpath(device.path),), log_length, no_open=options.no_open)
+    settled = options.dialect is not None
+    plane = MetaPlane(decision, (os.path.realpath(device.path),), log_length, settled=settled)
     try:
         os.write(session.fuse, negotiation.own_reply(request, decision, max_write=session.max_write))
     except OSError as error:
@@ -132,15 +134,24 @@ def _readable(descriptor: int) -> bool:
 
 
 def open_meta(
-    mount: int, device: DaxDevice, host: UUID | None, *, read_only: bool, announce: Callable[[int], None]
-) -> MetaFiles:
-    """Open the two files below the directory descriptor `mount`, and check superblock and log header in them.
+    mount: int,
+    device: DaxDevice,
+    host: UUID | None,
+    decision: Decision,
+    *,
+    settled: bool,
+    read_only: bool,
+    announce: Callable[[int], None],
+) -> tuple[MetaFiles, Decision]:
+    """Open the two files below the directory descriptor `mount`, and check superblock and log header in them. Gives
+    `decision` back, with the dialect that opening them has shown, unless that is `settled`.
 
     `announce` is called with the length of the log, before the log is opened. The log can be stored to if `host` is the
     master and not `read_only`; then the writer's lock is taken. The caller must not be the one who serves the mount.
     Raises FamfsError.
     """
-    first = _open(mount, ".meta/.superblock", os.O_RDONLY)
+    first, decision = _open_superblock(mount, decision, settled=settled)
+    _require_access(first, device)
     memory = PartialMemory([(first, layout.SUPERBLOCK_REGION)], device.size, writable=[False])
     found = superblock.inspect(memory.read_fresh(0, layout.SUPERBLOCK.itemsize)).require(device.path)
     end = layout.LOG_OFFSET + found.log_length
@@ -153,35 +164,80 @@ def open_meta(
     files = MetaFiles(first, second, _open(mount, ".meta", os.O_PATH | os.O_DIRECTORY), found.log_length, writable)
     whole = files.memory(device)
     omf_log.decode_header(whole.read_fresh(layout.LOG_OFFSET, layout.LOG_HEADER_SIZE), found.log_length)
-    return files
+    return files, decision
+
+
+def _open_superblock(mount: int, decision: Decision, *, settled: bool) -> tuple[int, Decision]:
+    """The first open of a mapped file. Its map is interleaved where the kernel may take that (`MetaPlane`), and EINVAL
+    is the answer of one that does not. Raises MountError, or NegotiationError where the dialect is the wrong one."""
+    name = ".meta/.superblock"
+    refused = False
+    if not settled and metaplane.takes_test(decision):
+        try:
+            return _open(mount, name, os.O_RDONLY), dialects.with_interleave(decision)
+        except MountError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            refused = True
+    try:
+        return _open(mount, name, os.O_RDONLY), decision
+    except MountError as error:
+        if error.errno != errno.EINVAL or refused:
+            raise
+        spoken = " or ".join(dialect.name for dialect in decision.candidates)
+        other = dialects.PUSH if decision.candidates[0].push_ioctl else dialects.PULL
+        raise NegotiationError(
+            f"the kernel refuses a map in dialect {spoken}: it speaks another one; mount with dialect={other.name}"
+        ) from error
+
+
+def _require_access(superblock_file: int, device: DaxDevice) -> None:
+    """Raises MountError if the kernel maps the file and has not got the device, or its memory has failed."""
+    try:
+        os.pread(superblock_file, 8, 0)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise MountError(
+                f"the kernel did not get {device.path}: another file system on this host holds it (unmount that), or "
+                "its driver is not fsdev_dax; the kernel log has the error"
+            ) from error
+        raise MountError(f"{device.path}: the superblock cannot be read: {error.strerror}") from error
 
 
 def _open(mount: int, name: str, flags: int) -> int:
     try:
         return os.open(name, flags | os.O_CLOEXEC, dir_fd=mount)
     except OSError as error:
-        raise MountError(
+        failed = MountError(
             f"cannot open {name} through the new mount: {os.strerror(error.errno or errno.EIO)}; see the kernel log"
-        ) from error
+        )
+        failed.errno = error.errno or errno.EIO
+        raise failed from error
 
 
 def ask_meta(
     mount: int,
     device: DaxDevice,
     host: UUID | None,
+    decision: Decision,
     channel: socket.socket,
     *,
+    settled: bool,
     read_only: bool,
     announce: Callable[[int], None],
 ) -> int:
     """`open_meta` in a process of its own, which hands over what came of it through `channel`; its exit status."""
     prctl.set_name("famfs-opener")
     try:
-        files = open_meta(mount, device, host, read_only=read_only, announce=announce)
+        files, decision = open_meta(
+            mount, device, host, decision, settled=settled, read_only=read_only, announce=announce
+        )
     except FamfsError as error:
         channel.send(json.dumps({"error": str(error), "status": error.exit_status}).encode())
         return 1
-    text = json.dumps({"log_length": files.log_length, "writable": files.writable}).encode()
+    candidates = [dialect.name for dialect in decision.candidates]
+    facts = {"log_length": files.log_length, "writable": files.writable, "candidates": candidates}
+    text = json.dumps(facts).encode()
     socket.send_fds(channel, [text], [files.superblock, files.log, files.directory])
     return 0
 
@@ -195,19 +251,25 @@ class PrivateCopy(Protocol):
     def clone(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OwnFiles:
     """The mount's own files as the supervisor keeps them."""
 
     files: MetaFiles
     release: int
-    """Closing this descriptor, which no child has, makes workers let go of the files."""
+    """Closing this descriptor, which no child has, tells workers that no path leads to the mount any more; -1: done."""
+
+    def announce_end(self, processes: Processes) -> None:
+        """Have the worker let go of the files as soon as nobody has a new file open. May be repeated."""
+        if self.release >= 0:
+            processes.close_in_children.remove(self.release)
+            os.close(self.release)
+            self.release = -1
 
     def close(self, processes: Processes) -> None:
         """Let go, and have the worker do the same."""
         self.files.close()
-        processes.close_in_children.remove(self.release)
-        os.close(self.release)
+        self.announce_end(processes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +279,9 @@ class Bootstrap:
     processes: Processes
     serve: Callable[[int, int], int]
     """The process that answers; its descriptors for messages and for the length of the log."""
-    ask: Callable[[int, socket.socket, Callable[[int], None]], int]
-    """The process that asks; a directory, where to send the files to, and whom to tell the length of the log."""
+    ask: Callable[[int, Decision, socket.socket, Callable[[int], None]], int]
+    """The process that asks; a directory, what was agreed, where to send the files to, and whom to tell the length of
+    the log."""
     register: Callable[[Negotiated], None]
     """Hands the device to a kernel that wants it before it is asked for."""
 
@@ -238,20 +301,22 @@ class Bootstrap:
         try:
             agreed = await_service(self.processes, server, hear)
             self.register(agreed)
-            own = self._open(mount, announce, server)
+            own, candidates = self._open(mount, agreed.decision, announce, server)
         finally:
             os.close(hear)
             os.close(announce)
         self._await_end(server)
-        return agreed, own
+        return replace(agreed, decision=replace(agreed.decision, candidates=candidates)), own
 
-    def _open(self, mount: PrivateCopy, announce: int, server: int) -> OwnFiles:
+    def _open(
+        self, mount: PrivateCopy, decision: Decision, announce: int, server: int
+    ) -> tuple[OwnFiles, tuple[Dialect, ...]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             private = mount.clone()
             try:
                 asker = self.processes.fork(
-                    "opener", lambda: self.ask(private, theirs, lambda length: _send_length(announce, length))
+                    "opener", lambda: self.ask(private, decision, theirs, lambda length: _send_length(announce, length))
                 )
             finally:
                 os.close(private)
@@ -267,8 +332,9 @@ class Bootstrap:
                     raise MountError("interrupted before the mount was complete")
         raise MountError(f"superblock and log could not be opened in {OPEN_SECONDS:.0f} seconds")
 
-    def _take(self, channel: socket.socket) -> OwnFiles:
-        """Receive what `ask_meta` has sent. Raises FamfsError where that is an error."""
+    def _take(self, channel: socket.socket) -> tuple[OwnFiles, tuple[Dialect, ...]]:
+        """Receive what `ask_meta` has sent: the files, and the dialects that are possible still. Raises FamfsError
+        where that is an error."""
         data, descriptors, _, _ = socket.recv_fds(channel, 65536, 3)
         if not data:
             raise MountError(_ASKER_FAILED)
@@ -279,7 +345,7 @@ class Bootstrap:
         released, release = os.pipe()
         self.processes.close_in_children.append(release)
         files = MetaFiles(first, second, directory, message["log_length"], message["writable"], released)
-        return OwnFiles(files, release)
+        return OwnFiles(files, release), tuple(map(dialects.by_name, message["candidates"]))
 
     def _await_end(self, server: int) -> None:
         """The process that answers ends by itself; only then may another one read the connection."""

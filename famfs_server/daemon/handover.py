@@ -68,7 +68,7 @@ class Held:
     @property
     def release(self) -> dict[str, int]:
         """What a successor in the same process needs besides, lest the worker lets go of the mount's own files."""
-        if self.meta is None:
+        if self.meta is None or self.meta.release < 0:
             return {}
         return dict(zip(_RELEASE, (self.meta.files.released, self.meta.release), strict=True))
 

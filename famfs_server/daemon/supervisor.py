@@ -37,7 +37,7 @@ from famfs_server.daemon.worker import Negotiated
 from famfs_server.dax.device import DaxDevice, Mode
 from famfs_server.errors import FamfsError, MountError
 from famfs_server.fuse import kernels
-from famfs_server.fuse.dialects import settle
+from famfs_server.fuse.dialects import Decision, settle
 from famfs_server.fuse.kernels import KernelFuse
 from famfs_server.fuse.mountapi import DetachedMount
 from famfs_server.fuse.session import Session
@@ -306,11 +306,12 @@ class Supervisor:
             os.close(mount.fd)
             return self._serve_meta(session, messages, lengths)
 
-        def ask(directory: int, channel: socket.socket, announce: Callable[[int], None]) -> int:
+        def ask(directory: int, decision: Decision, channel: socket.socket, announce: Callable[[int], None]) -> int:
             os.close(session.fuse)
             return bootstrap.ask_meta(
-                directory, self.device, self.host, channel, read_only=self.options.read_only, announce=announce
-            )
+                directory, self.device, self.host, decision, channel,
+                settled=self.options.dialect is not None, read_only=self.options.read_only, announce=announce,
+            )  # fmt: skip
 
         steps = bootstrap.Bootstrap(self._processes, serve, ask, lambda agreed: self._register(session.fuse, agreed))
         agreed, self._meta = steps.run(mount)
@@ -386,8 +387,11 @@ class Supervisor:
         elif not served:
             served, hear = self._start_successor(held)
         while True:
-            if watch and watch.gone():
-                self._let_go()
+            if watch and self._meta and watch.gone():
+                # A worker that dies before it has let go gets a successor: there may be files to be logged.
+                self._meta.announce_end(self._processes)
+                if record.metadata_let_go:
+                    self._let_go()
             waiting = [*upgrades.descriptors, *([hear] if hear >= 0 else []), *(watch.descriptors if watch else ())]
             happened = self._processes.wait(*waiting, timeout=PULSE_SECONDS)
             if hear in happened.readable:

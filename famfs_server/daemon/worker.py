@@ -47,7 +47,7 @@ from famfs_server.fuse.dialects import (
 from famfs_server.fuse.filesystem import DAY, FileSystem, Settings
 from famfs_server.fuse.notifier import Notifier, send_all
 from famfs_server.fuse.operations import FamfsOperations
-from famfs_server.fuse.session import Session
+from famfs_server.fuse.session import Session, SessionRecord
 from famfs_server.volume.alloc_config import AllocConfig
 from famfs_server.volume.check import describe_stop
 from famfs_server.volume.devices import describe
@@ -65,6 +65,8 @@ CLAIM_SECONDS = 5.0
 """How long a worker waits for one that has been killed and is not gone yet."""
 LAST_CLOSES_SECONDS = 2.0
 """How long a mount that nobody sees any more waits for the requests that were sent before."""
+IN_USE_SECONDS = 0.1
+"""How often it is looked whether anybody still has a new file of a detached mount open."""
 IDLE_SECONDS = 0.01
 """How long after one look for such requests the next one comes."""
 BEAT_SECONDS = 1.0
@@ -212,6 +214,9 @@ def _serve(assignment: Assignment) -> int:
         direct_io=options.cache == "never",
         keep_cache=options.cache == "always",
         create=options.create,
+        read_only=options.read_only,
+        maps=bool(decision.candidates),
+        no_open=options.no_open,
     )
     filesystem = FileSystem(volume, settings)
     privileges.drop_all()
@@ -270,7 +275,6 @@ async def _main(
             filesystem,
             decision,
             fast=assignment.options.fastpath,
-            no_open=assignment.options.no_open,
             serve_unmapped=assignment.options.watchdog == "serve",
             devices=(os.path.realpath(assignment.device.path),),
             finished=finished,
@@ -298,7 +302,8 @@ async def _main(
         )
         nursery.start_soon(_serve_control, server, assignment.run_directory, options.control_uid != 0)
         if assignment.meta and isinstance(memory, PartialMemory):
-            nursery.start_soon(_let_go, assignment.meta, memory, opener, channel.is_idle)
+            made = filesystem.made
+            nursery.start_soon(_let_go, assignment.meta, memory, opener, lambda: made.in_use, channel.is_idle, record)
         if options.poll:
             nursery.start_soon(_poll, filesystem, options.poll)
         fullness = Fullness()
@@ -347,13 +352,21 @@ async def _serve_control(server: ControlServer, directory: Path, public: bool) -
 
 
 async def _let_go(
-    meta: MetaFiles, memory: PartialMemory, opener: OpenerLink | None, is_idle: Callable[[], bool]
+    meta: MetaFiles,
+    memory: PartialMemory,
+    opener: OpenerLink | None,
+    in_use: Callable[[], bool],
+    is_idle: Callable[[], bool],
+    record: SessionRecord,
 ) -> None:
-    """Keep the mount's own files open no longer than somebody can see the mount: they would keep the connection.
+    """Keep the mount's own files open no longer than somebody can see the mount, or has a new file open: they would
+    keep the connection.
 
-    But what was closed before can be logged only while they are: the kernel has nobody wait for that.
+    But a file can be logged only while they are, and the kernel has nobody wait for that when it is closed.
     """
     await trio.lowlevel.wait_readable(meta.released)
+    while in_use():
+        await trio.sleep(IN_USE_SECONDS)
     idle = 0
     # Where the mount was detached in use, requests may come for ever.
     with trio.move_on_after(LAST_CLOSES_SECONDS):
@@ -365,6 +378,7 @@ async def _let_go(
     meta.close()
     if opener is not None:
         opener.close()
+    record.let_go_of_metadata()
 
 
 async def _poll(filesystem: FileSystem, seconds: float) -> None:
@@ -392,10 +406,12 @@ def decide_data_path(request: InitRequest, fuse: int, options: MountOptions, dev
     )
     decision = decide(request, policy=options.fmap, forced=options.dialect, evidence=evidence)
     if decision.data_path == "fmap" and device.mode is not Mode.FSDEV:
-        reason = f"{decision.reason}, but takes maps only of devices in famfs mode, and this one is {device.mode.value}"
+        mode = device.mode.value
+        reason = f"{decision.explanation}, but takes maps only of devices in famfs mode, and this one is {mode}"
         decision = Decision("server", reason, failed=options.fmap == "require")
     if decision.failed:
-        raise NegotiationError(f"fmap=require cannot be met: {decision.reason}")
+        asked = "fmap=require cannot be met: " if options.fmap == "require" else ""
+        raise NegotiationError(f"{asked}{decision.reason}")
     return decision
 
 

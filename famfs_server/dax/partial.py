@@ -113,6 +113,7 @@ class PartialMemory(Memory):
         return offset + length <= self.reach or not self.hidden(offset, length)
 
     def release(self) -> None:
-        """Let go of the first bytes' files at once. Whoever touches the memory afterwards finds it gone, as after a
-        failure of the device: DeviceFaultError."""
+        """Let go of all files at once: those of the first bytes, and those that show ranges behind them. Whoever
+        touches the memory afterwards finds it gone, as after a failure of the device: DeviceFaultError."""
         self._place(0, self._length, self._nothing, mmap.PROT_READ | mmap.PROT_WRITE)
+        self.hide(self._length, len(self.view) - self._length)

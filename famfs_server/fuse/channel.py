@@ -75,7 +75,6 @@ class Channel:
         decision: Decision,
         *,
         fast: bool,
-        no_open: bool,
         serve_unmapped: bool,
         devices: tuple[str, ...],
         finished: Callable[[], None],
@@ -83,7 +82,7 @@ class Channel:
     ) -> None:
         """Hand INIT to libfuse, and begin to serve in two threads once it is answered.
 
-        `fast`, `no_open` and `serve_unmapped` are for the request plane. `devices` are the paths of the devices by
+        `fast` and `serve_unmapped` are for the request plane. `devices` are the paths of the devices by
         number, for kernels that ask. `finished` is called from a thread when the connection has ended: unmounted or
         aborted; `failed` when a thread cannot go on though it has not, so that another process has to. Whoever calls
         this runs pyfuse3's main loop meanwhile, which makes libfuse answer.
@@ -91,9 +90,7 @@ class Channel:
         request = negotiation.parse_init_request(self.init)
         pushed = self.session.record.pushed
         maps = FmapReplies(filesystem, decision.candidates, devices, pushed=pushed) if decision.candidates else None
-        self.plane = RequestPlane(
-            filesystem, self.session, fast=fast, maps=maps, no_open=no_open, serve_unmapped=serve_unmapped
-        )
+        self.plane = RequestPlane(filesystem, self.session, fast=fast, maps=maps, serve_unmapped=serve_unmapped)
         if self._taken_over:
             self.plane.finish()
         self._our_end.send(negotiation.mask_for_libfuse(self.init))

@@ -207,6 +207,12 @@ class Decision:
     """The policy asked for fmap and there is none: the mount has to be given up."""
 
     @property
+    def explanation(self) -> str:
+        """The reason, with the dialect that is spoken, or with those that are possible."""
+        names = " or ".join(dialect.name for dialect in self.candidates)
+        return f"{self.reason}, dialect {names}" if names else self.reason
+
+    @property
     def dialect(self) -> Dialect | None:
         """The generation, if there is one and it is settled (else `settle` settles it)."""
         return self.candidates[0] if len(self.candidates) == 1 else None
@@ -266,6 +272,8 @@ def decide(
             f"the kernel offers bit 43 with minor {minor}, where it stands for io_uring buffer pools, and "
             "nothing shows that it means famfs: say -o dialect=NAME if it does"
         )
+    if wanted is not None and (problem := _spoken_otherwise(wanted, evidence)):
+        return Decision("server", problem, failed=True)
     if wanted is not None:
         candidates: tuple[Dialect, ...] = (wanted,)
     elif evidence.push_ioctl is True:
@@ -276,8 +284,17 @@ def decide(
     else:
         candidates = (PULL, PUSH)
     candidates = tuple(replace(d, push_ioctl=push_ioctl) if d.push_ioctl else d for d in candidates)
-    names = " or ".join(d.name for d in candidates)
-    return Decision("fmap", f"the kernel offers FUSE_DAX_FMAP ({proof}), dialect {names}", candidates)
+    return Decision("fmap", f"the kernel offers FUSE_DAX_FMAP ({proof})", candidates)
+
+
+def _spoken_otherwise(wanted: Dialect, evidence: Evidence) -> str:
+    """Why the kernel cannot speak the dialect that the operator has named, or nothing."""
+    pushes = wanted.registration is Registration.PUSH
+    if evidence.push_ioctl is None or pushes == evidence.push_ioctl:
+        return ""
+    how = "registers devices by ioctl" if evidence.push_ioctl else "has no ioctl to register devices"
+    other = PUSH if evidence.push_ioctl else PULL
+    return f"dialect={wanted.name} cannot be: the kernel {how}; mount with dialect={other.name}"
 
 
 def _proof(minor: int, wanted: Dialect | None, evidence: Evidence) -> str | None:
@@ -299,6 +316,12 @@ def _not_offered(request: InitRequest, evidence: Evidence) -> str:
     if not request.flags & InitFlag.INIT_EXT:
         return f"{what}: it is older than extended INIT flags"
     return f"{what}: it has no famfs"
+
+
+def with_interleave(decision: Decision) -> Decision:
+    """A decision for PUSH, when the kernel has taken an interleaved map."""
+    (push,) = decision.candidates
+    return replace(decision, candidates=(replace(PUSH_INTERLEAVE, push_ioctl=push.push_ioctl),))
 
 
 def settle(candidates: Sequence[Dialect], result: int) -> Dialect:

@@ -46,6 +46,9 @@ SHADOW_XATTR = b"user.famfs.shadow"
 _KEPT: Final = SetattrValid.MODE | SetattrValid.UID | SetattrValid.GID | SETS_TIMES
 """What SETATTR changes in memory alone."""
 
+NO_OWNER: Final = (1 << 32) - 1
+"""The user that no user namespace has."""
+
 _LATEST = (1 << 64) - 1
 """The latest time that can be kept, in nanoseconds."""
 
@@ -65,6 +68,11 @@ class Settings:
     direct_io: bool = True
     keep_cache: bool = False
     create: bool = True
+    read_only: bool = False
+    maps: bool = False
+    """The kernel is given extent maps."""
+    no_open: bool = True
+    """With maps, the kernel may be told never to ask for an OPEN again, where that is safe."""
 
 
 @dataclass(slots=True)
@@ -113,13 +121,37 @@ class FileSystem:
         self._hinted: set[int] = set()
         self.faulty: Counter[int] = Counter()
         """Namespace rows of files whose memory could not be accessed, with how often."""
+        self.no_open = settings.maps and settings.no_open and not self._creates
+        """Whether every OPEN is ENOSYS, which the kernel takes for an answer to all later ones: they cost nothing then.
+
+        It sends no RELEASE for any file either, whenever that was opened, so no file could be logged when it is closed:
+        never where files can be new (decisions 23, findings 2)."""
+        if self.no_open:
+            self._close_metadata()
         self._told = tree.published
         """Up to which entry the kernel has been told of directories that gained some."""
+
+    @property
+    def _creates(self) -> bool:
+        """Whether system calls can make files on this mount."""
+        settings = self.settings
+        return self.volume.role is Role.MASTER and settings.create and not settings.read_only
+
+    def _close_metadata(self) -> None:
+        """Have the kernel refuse writing to the files of `.meta`, since it does not ask: it refuses that for every file
+        whose owner has no place in its user namespace, to root as well."""
+        tree = self.namespace
+        for row in (ns.META_SUPERBLOCK, ns.META_LOG):
+            tree.uid[row] = NO_OWNER
 
     # -- names ----------------------------------------------------------------------------------
 
     def lookup(self, parent: int, name: bytes) -> int:
-        """The nodeid of a name, or 0; a name that is missing is looked for in what the log has gained since."""
+        """The nodeid of a name, or 0; a name that is missing is looked for in what the log has gained since.
+
+        A file that is logged keeps the nodeid that its creator has, as long as that has it open. With maps no longer:
+        pages can be in the cache of that inode, and they and a map must never meet (findings 1.8).
+        """
         node = self.namespace.lookup(parent, name)
         if not node:
             if len(name) > layout.MAX_PATH:
@@ -129,7 +161,14 @@ class FileSystem:
                 node = self.volume.spaces.find(name)
             if not node and self.follow():
                 node = self.namespace.lookup(parent, name)
-        return self.made.aliases.get(node, node)
+        return self._known_as(node)
+
+    def _known_as(self, node: int) -> int:
+        """The nodeid under which the kernel knows, or is to know, a file that the log has made."""
+        alias = self.made.aliases.get(node, node)
+        if alias != node and self.settings.maps and not self.made.opens(alias):
+            return node
+        return alias
 
     def remember(self, nodeid: int) -> None:
         """The kernel is about to be given a nodeid; only those that the log does not know are counted."""
@@ -219,7 +258,6 @@ class FileSystem:
         if cookie <= DOT:
             yield DOTDOT, tree.parent[directory], b".."
         if cookie < FIRST_PROVISIONAL:
-            aliases = self.made.aliases
             since, after = max(cookie, DOTDOT), -1
             while True:
                 end = max(tree.published, since + 1)
@@ -227,7 +265,7 @@ class FileSystem:
                 if not nodes:
                     break
                 for name, node in zip(names, nodes, strict=True):
-                    yield node, aliases.get(node, node), name
+                    yield node, self._known_as(node), name
                 since = nodes[-1]
             since = end
         else:
@@ -423,10 +461,17 @@ class FileSystem:
             self._hint_truncate(row)
             raise refusal(errno.EPERM)
         if FIRST_PROVISIONAL <= nodeid < FIRST_SPACE:
+            if self.settings.maps:
+                # Its inode never gets a map. Where nobody has it open any more, the name leads to another one by now.
+                raise refusal(errno.EBUSY if self.made.opens(nodeid) else errno.ESTALE)
             self.made.opened(nodeid)
             # Pages that were cached while the file had no map would hang the fault that comes after (findings 1.8).
             return self.open_flags | OpenFlag.DIRECT_IO
         return self.open_flags
+
+    def open_must_wait(self, nodeid: int) -> bool:
+        """Whether an open would be refused because somebody has the inode open that a file had before it was logged."""
+        return self.settings.maps and FIRST_PROVISIONAL <= nodeid < FIRST_SPACE and self.made.opens(nodeid) > 0
 
     def release(self, nodeid: int) -> None:
         """An open file is closed for the last time by its opener; a new one may go into the log now."""
@@ -522,8 +567,6 @@ class FileSystem:
         spaces = self.volume.spaces
         if spaces is None or nodeid >= FIRST_SPACE or self.is_growing(nodeid):
             return False
-        if self.made.is_changing(nodeid):
-            return True
         return bool(spaces.live) and not spaces.quiet(self.namespace.fmap(self.row(nodeid)).extents)
 
     def await_map(self, nodeid: int) -> None:
@@ -535,9 +578,9 @@ class FileSystem:
         spaces.await_quiet(extents)
 
     def map_given(self, nodeid: int) -> None:
-        """The kernel is about to be given the map of a file. What is new is reached through that alone from now on."""
-        if self.volume.spaces is not None and (keeper := self._keeper(nodeid)) is not None:
-            keeper.give_to_kernel(nodeid)
+        """The kernel is about to be given the map of a file of new space."""
+        if nodeid >= FIRST_SPACE and self.volume.spaces is not None:
+            self.volume.spaces.give_to_kernel(nodeid)
 
     def lseek(self, nodeid: int, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE: a famfs file has no holes but its end."""
@@ -563,9 +606,12 @@ class FileSystem:
         path = self._new_path(parent, name)
         # Whoever may create writes all of the log, so there is no need to look at it; an append does that anyway.
         if node := self.namespace.lookup(parent, name) or self.made.find(parent, name):
-            node = self.made.aliases.get(node, node)
+            node = self._known_as(node)
             if flags & os.O_EXCL:
                 raise refusal(errno.EEXIST)
+            if self.settings.maps and node < FIRST_PROVISIONAL:
+                # The kernel asks for no map after CREATE: it is to look the name up, and to open it.
+                raise refusal(errno.ESTALE)
             answer = self.open(node, flags)
             self.remember(node)
             return node, answer

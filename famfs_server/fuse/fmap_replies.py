@@ -16,6 +16,8 @@ from famfs_server.fuse.dialects import Dialect, ExtentKind, Registration
 from famfs_server.fuse.filesystem import FileSystem, refusal
 from famfs_server.volume import fmap as fmap_arithmetic
 from famfs_server.volume import namespace as ns
+from famfs_server.volume.provisional import FIRST_PROVISIONAL
+from famfs_server.volume.spacefiles import FIRST_SPACE
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +68,13 @@ class FmapReplies:
         """The payload of the answer to GET_FMAP: the map, or its header alone where the kernel must make more room.
 
         May be asked again at any time, by any process, with the same result. Raises OSError: ESTALE or EISDIR for what
-        has no map, EBUSY for a file that is not logged yet, EINVAL for a request of no known dialect, EOPNOTSUPP for a
-        file that the dialect cannot express.
+        has no map, EBUSY for the inode that a file had before it was logged, EINVAL for a request of no known dialect,
+        EOPNOTSUPP for a file that the dialect cannot express.
         """
         dialect = self._dialect(len(body))
         row = self._fs.require_file(nodeid)
-        if self._fs.is_growing(nodeid):
-            # Its size and its place may still change, and a map may never (findings 1.7, 2.f).
+        if FIRST_PROVISIONAL <= nodeid < FIRST_SPACE:
+            # Before it was logged its creator may have filled the inode's page cache (findings 1.8, 2.f).
             raise refusal(errno.EBUSY)
         message = self._message(row, dialect)
         room = abi.GET_FMAP_IN.unpack(body)[0] if dialect.size_probe else dialect.max_reply
@@ -112,7 +114,7 @@ class FmapReplies:
         if problem:
             self._refuse(row, problem)
         if chunk_size and _takes_strips(dialect, len(extents), chunk_size):
-            return _interleaved(raw, len(extents), chunk_size, size)
+            return interleaved_map(raw, len(extents), chunk_size, size)
         if not chunk_size and len(extents) <= dialect.max_extents:
             return simple_map(raw, len(extents), size)
         count = -(-size // chunk_size) if chunk_size else len(extents)
@@ -202,7 +204,8 @@ def _simple_header(count: int, size: int) -> bytes:
     return abi.FMAP_HEADER.pack(0, abi.FMAP_VERSION, abi.FMAP_SIMPLE, count, total, size)
 
 
-def _interleaved(strips: memoryview, count: int, chunk_size: int, size: int) -> bytes:
+def interleaved_map(strips: memoryview, count: int, chunk_size: int, size: int) -> bytes:
+    """A map of `count` strips, encoded already, for a file of `size` bytes that goes round them in chunks."""
     total = abi.FMAP_HEADER.size + abi.FMAP_INTERLEAVED.size + len(strips)
     header = abi.FMAP_HEADER.pack(0, abi.FMAP_VERSION, abi.FMAP_INTERLEAVE, 1, total, size)
     return b"".join((header, abi.FMAP_INTERLEAVED.pack(count, chunk_size, size), strips))

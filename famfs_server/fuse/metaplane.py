@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from famfs_server.fuse import abi
 from famfs_server.fuse.abi import Opcode
-from famfs_server.fuse.dialects import Decision
+from famfs_server.fuse.dialects import PUSH, PUSH_INTERLEAVE, Decision
 from famfs_server.fuse.filesystem import refusal
-from famfs_server.fuse.fmap_replies import device_name, simple_map
+from famfs_server.fuse.fmap_replies import device_name, interleaved_map, simple_map
 from famfs_server.fuse.requests import NO_REPLY, reply
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.namespace import Namespace
@@ -30,17 +30,22 @@ class MetaPlane:
     """Serves a connection until the volume is there. One request at a time, each in one call of `answer`."""
 
     def __init__(
-        self, decision: Decision, devices: tuple[str, ...], log_length: Callable[[], int], *, no_open: bool = True
+        self, decision: Decision, devices: tuple[str, ...], log_length: Callable[[], int], *, settled: bool = True
     ) -> None:
         """`devices` as in FmapReplies. `log_length` gives the length of the log in bytes once it is known, before that
-        0; then there is no `.meta/.log`. `no_open` as in RequestPlane."""
+        0; then there is no `.meta/.log`.
+
+        The map of the superblock tests whether the kernel takes interleaved extents: it is one where the dialect has
+        them, and, where the two dialects that push are not `settled`, when it is asked for first.
+        """
         if not decision.candidates:
             raise ValueError("without extent maps nobody can read the superblock")
         self._dialects = decision.candidates
         self._devices = devices
         self._log_length = log_length
-        self._no_open = no_open
         self._tree = self._of(0)
+        self._try_interleaved = not settled and takes_test(decision)
+        self._interleaved = self._dialects[0].name == PUSH_INTERLEAVE.name
 
     @staticmethod
     def _of(log_length: int) -> Namespace:
@@ -66,9 +71,8 @@ class MetaPlane:
         if opcode == Opcode.GETATTR:
             return abi.ATTR_OUT.pack(0, 0, *self._attr(nodeid))
         if opcode == Opcode.OPEN:
+            # Not ENOSYS, which is for ever: whether files can be new on this mount is in the superblock.
             self._require_file(nodeid)
-            if self._no_open:
-                raise refusal(errno.ENOSYS)
             return abi.OPEN_OUT.pack(0, 0, 0)
         if opcode == Opcode.RELEASE:
             return b""
@@ -107,7 +111,16 @@ class MetaPlane:
         if not any(dialect.get_fmap_request_size == len(body) for dialect in self._dialects):
             raise refusal(errno.EINVAL)
         self._require_file(nodeid)
-        return simple_map(bytes(self._tree.extent_bytes(nodeid)), 1, self._tree.size[nodeid])
+        extents, size = self._tree.extent_bytes(nodeid), self._tree.size[nodeid]
+        if nodeid == ns.META_SUPERBLOCK and (self._interleaved or self._try_interleaved):
+            self._try_interleaved = False
+            return interleaved_map(extents, 1, size, size)
+        return simple_map(bytes(extents), 1, size)
+
+
+def takes_test(decision: Decision) -> bool:
+    """Whether a test has to tell the two dialects that push from one another."""
+    return decision.dialect is not None and decision.dialect.name == PUSH.name
 
 
 def serve(plane: MetaPlane, fuse: int, data: bytes) -> None:

@@ -18,6 +18,7 @@ from typing import Final
 from famfs_server.fuse import abi, counters, wellformed
 from famfs_server.fuse.abi import SETS_SIZE, SETS_TIMES, Opcode, OpenFlag, SetattrValid
 from famfs_server.fuse.counters import OPCODES, SAMPLED
+from famfs_server.fuse.delayed_opens import DelayedOpens
 from famfs_server.fuse.filesystem import DOTDOT, Attributes, FileSystem, errno_of, refusal
 from famfs_server.fuse.fmap_replies import FmapReplies
 from famfs_server.fuse.listers import Listers
@@ -73,11 +74,9 @@ class RequestPlane:
         *,
         fast: bool,
         maps: FmapReplies | None = None,
-        no_open: bool = True,
         serve_unmapped: bool = True,
     ) -> None:
-        """`fast` serves the hot opcodes too. `maps` answers for extent maps, on connections that have them; `no_open`
-        then tells the kernel never to ask for an OPEN again, so that later opens cost nothing (design 4). There,
+        """`fast` serves the hot opcodes too. `maps` answers for extent maps, on connections that have them. There,
         `serve_unmapped` says whether READ and WRITE, which should not come, are served or EIO."""
         self._fs = filesystem
         self._maps = maps
@@ -94,6 +93,7 @@ class RequestPlane:
         self._window: Window | None = None
         self._listers = Listers()
         self._listed = self._listers.listed
+        self._delayed = DelayedOpens(self._end_open)
         known: dict[Opcode, Handler] = {
             Opcode.LOOKUP: self._lookup,
             Opcode.FORGET: self._forget,
@@ -144,7 +144,7 @@ class RequestPlane:
             if maps.get_daxdev_opcode is not None:
                 self.opcode_names[maps.get_daxdev_opcode] = "get_daxdev"
                 self._handlers[maps.get_daxdev_opcode] = self._get_daxdev
-            if no_open:
+            if filesystem.no_open:
                 self._handlers[Opcode.OPEN] = self._always(errno.ENOSYS)
             self._handlers[Opcode.READ] = self._watched(self._read, serve_unmapped)
             self._handlers[Opcode.WRITE] = self._watched(self._write, serve_unmapped)
@@ -358,11 +358,20 @@ class RequestPlane:
 
     def _open(self, unique: int, nodeid: int, length: int) -> None:
         flags, _ = abi.OPEN_IN.unpack_from(self._buffer, _BODY)
+        if self._fs.open_must_wait(nodeid):
+            self._record.hold(unique)
+            self._delayed.wait(nodeid, unique)
+            return
         if nodeid >= FIRST_PROVISIONAL and self._is_counted(unique, nodeid):
             answer = int(OpenFlag.DIRECT_IO)
         else:
             answer = self._fs.open(nodeid, flags)
         reply(self._fuse, abi.OPEN_REPLY.pack(32, 0, unique, 0, answer, 0))
+
+    def _end_open(self, unique: int, number: int) -> None:
+        """Refuse an OPEN that has waited."""
+        reply(self._fuse, abi.error_reply(unique, number))
+        self._record.let_go(unique)
 
     def _release(self, unique: int, nodeid: int, length: int) -> None:
         if nodeid >= FIRST_PROVISIONAL:
@@ -370,6 +379,8 @@ class RequestPlane:
                 self._fs.finish_release(nodeid)
             else:
                 self._fs.release(nodeid)
+            if not self._fs.open_must_wait(nodeid):
+                self._delayed.closed(nodeid)
         self._nothing(unique, nodeid, length)
 
     def _fallocate(self, unique: int, nodeid: int, length: int) -> None:

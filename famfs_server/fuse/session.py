@@ -41,7 +41,7 @@ _HELD = 4096
 """Requests that threads can have at once, of which a successor knows each."""
 _PUSHED = _HELD_AT + _HELD
 _RECOVERING = _PUSHED + 1
-_LEFT, _COUNTED, _COUNTING = range(_RECOVERING + 1, _RECOVERING + 4)
+_LEFT, _COUNTED, _COUNTING, _LET_GO = range(_RECOVERING + 1, _RECOVERING + 5)
 _LOW = (1 << 32) - 1
 _HEAD = 1 << 16
 """Bytes before the buffer: whole pages on every machine."""
@@ -281,6 +281,15 @@ class SessionRecord:
     def failed_at_takeover(self) -> int:
         """Requests that ended with EIO because their worker died, on a kernel that cannot send them again."""
         return self._words[_FAILED]
+
+    def let_go_of_metadata(self) -> None:
+        """No worker needs the mount's own files any more: nobody can make a file on the mount, or will."""
+        self._words[_LET_GO] = 1
+
+    @property
+    def metadata_let_go(self) -> bool:
+        """Whether the worker has let go of the mount's own files."""
+        return bool(self._words[_LET_GO])
 
     def note_pushed(self, slot: int) -> None:
         """The kernel has taken a further device in this slot."""

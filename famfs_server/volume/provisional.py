@@ -20,7 +20,7 @@ from stat import S_IFREG
 
 import numpy as np
 
-from famfs_server.errors import ExistsError, FamfsError, NoSpaceError, SpaceBusyError
+from famfs_server.errors import ExistsError, FamfsError, NoSpaceError
 from famfs_server.omf.log import Extent, FileRecord, Fmap
 from famfs_server.volume.namespace import PROVISIONAL_ROWS, unused
 from famfs_server.volume.space import whole_units
@@ -113,6 +113,11 @@ class Provisional:
         slot = nodeid % PROVISIONAL_ROWS
         return self._tree.opens[slot] if self._tree.serial[slot] == nodeid else 0
 
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody has a file open that this mount has made, or one waits to be logged."""
+        return bool(self._by_name) or bool(np.frombuffer(self._tree.opens, np.uint32).any())
+
     # -- changes that take long -----------------------------------------------------------------
 
     def takes_long(self, nodeid: int, end: int, written: int | None, limit: int) -> bool:
@@ -180,19 +185,10 @@ class Provisional:
         """Make the bytes that the file has readable and writable for this process; what waits is done beside requests,
         and nothing is to be waited for where `shows` is true.
 
-        Raises SpaceBusyError where the kernel has a map of the file: it must be reached by that alone.
+        Raises SpaceBusyError where the kernel does not forget another file of new space there.
         """
-        spaces = self._volume.spaces
-        if spaces is None:
-            return
-        row = self._base + nodeid % PROVISIONAL_ROWS
-        if self._tree.mapped[row]:
-            raise SpaceBusyError(f"{os.fsdecode(self._tree.path(row))} is mapped by the kernel; open it again")
-        spaces.reach(self._extents(nodeid))
-
-    def give_to_kernel(self, nodeid: int) -> None:
-        """The kernel is about to be given the map of a logged file, whose bytes this process reaches no more."""
-        self._tree.mapped[self._base + nodeid % PROVISIONAL_ROWS] = 1
+        if self._volume.spaces is not None:
+            self._volume.spaces.reach(self._extents(nodeid))
 
     # -- what the kernel remembers --------------------------------------------------------------
 

@@ -47,9 +47,7 @@ class OnStockKernel(Supervisor):
         data = os.read(session.fuse, BUFFER)
         request = negotiation.parse_init_request(data)
         decision = Decision("server", "a stock kernel, for a test")
-        plane = ReadingPlane(
-            Decision("fmap", "", (PULL,)), (self.device.path,), bootstrap.LogLength(lengths), no_open=False
-        )
+        plane = ReadingPlane(Decision("fmap", "", (PULL,)), (self.device.path,), bootstrap.LogLength(lengths))
         plane.image = self.device.fd
         os.write(session.fuse, negotiation.own_reply(request, decision, max_write=session.max_write))
         worker.tell(messages, worker.ready_message(worker.Negotiated(data, decision)))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import commands
+from famfs_server.fuse import kernels
 from forked import Forked
 
 BIN = Path(sys.executable).parent
@@ -60,4 +61,5 @@ def fork(*command: str | Path, host: Path, status: int = 0) -> commands.Outcome:
 
 def mounts() -> list[str]:
     """The lines of /proc/mounts that tell of a famfs."""
-    return [line for line in Path("/proc/mounts").read_text().splitlines() if "fuse.famfs" in line]
+    lines = Path("/proc/mounts").read_text().splitlines()
+    return [line for line in lines if line.split()[2] in kernels.SHOWN_TYPES]

@@ -12,6 +12,7 @@ from famfs_server.daemon.metafiles import MetaFiles
 from famfs_server.dax.partial import PartialMemory
 from famfs_server.errors import DeviceFaultError
 from famfs_server.fuse.filesystem import FileSystem, Settings
+from famfs_server.fuse.session import SessionRecord
 from famfs_server.omf import layout
 from famfs_server.volume import namespace as ns
 from famfs_server.volume.replay import Damage
@@ -113,7 +114,7 @@ def test_what_was_closed_is_logged_before_the_log_is_let_go() -> None:
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(last_close)
-                await worker._let_go(files, memory, None, lambda: made.is_logged(node))
+                await worker._let_go(files, memory, None, lambda: made.in_use, lambda: True, SessionRecord.create())
 
     trio.run(let_go)
     again = Volume(next_mount, HOST, "memory")
@@ -127,7 +128,7 @@ def test_log_is_let_go_though_requests_go_on(monkeypatch: pytest.MonkeyPatch) ->
 
     async def let_go() -> None:
         with trio.fail_after(60):
-            await worker._let_go(files, memory, None, lambda: False)
+            await worker._let_go(files, memory, None, lambda: False, lambda: False, SessionRecord.create())
 
     trio.run(let_go)
     with pytest.raises(DeviceFaultError):

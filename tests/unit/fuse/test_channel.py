@@ -111,7 +111,6 @@ class Connection:
             FileSystem(Volume(memory, HOST, "memory"), Settings(shadow=b"/")),
             Decision("server", "a test"),
             fast=False,
-            no_open=True,
             serve_unmapped=True,
             devices=(),
             finished=lambda: self.outcome.say("finished"),

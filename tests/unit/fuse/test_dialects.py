@@ -65,7 +65,7 @@ def test_init_matrix(minor: int, rawio: bool) -> None:
         (None, Evidence(kallsyms=True, push_ioctl=False), ["pull"]),
         (None, Evidence(push_ioctl=True), ["push"]),
         ("pull", Evidence(), ["pull"]),
-        ("push", Evidence(kallsyms=False, push_ioctl=False), ["push"]),
+        ("push", Evidence(kallsyms=False, push_ioctl=True), ["push"]),
         ("push-interleave", Evidence(), ["push-interleave"]),
         (None, Evidence(kallsyms=False, push_ioctl=False), []),
         (None, Evidence(), []),
@@ -108,6 +108,17 @@ def test_forcing_a_dialect_does_not_replace_the_capability_bit() -> None:
     decision = decide(init(46), policy="require", forced="push")
     assert decision.failed
     assert "does not offer" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("forced", "has_ioctl", "other"),
+    [("push", False, "pull"), ("push-interleave", False, "pull"), ("pull", True, "push")],
+)
+def test_a_dialect_that_the_kernel_cannot_speak(forced: str, has_ioctl: bool, other: str) -> None:
+    """The mount fails also with fmap=auto: whoever names a dialect wants extent maps."""
+    decision = decide(init(45, bits=(43,)), policy="auto", forced=forced, evidence=Evidence(push_ioctl=has_ioctl))
+    assert decision.failed
+    assert f"mount with dialect={other}" in decision.reason
 
 
 def test_unknown_dialect() -> None:
