@@ -12,7 +12,8 @@ from typing import Any
 
 from vm.cache import KERNEL_SUITES, Cache, cache_folder
 from vm.guest import CXL_UNIT_MIB, LOW_MEMORY_MIB
-from vm.report import STATUS_FAILED, STATUS_TIMEOUT, STATUS_USAGE, RunnerError, say
+from vm.module import UnavailableError
+from vm.report import STATUS_FAILED, STATUS_TIMEOUT, STATUS_UNAVAILABLE, STATUS_USAGE, RunnerError, say
 from vm.runner import Order, run
 from vm.tier import run_tier
 
@@ -46,8 +47,9 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
         prog="vm-test",
         usage="%(prog)s [options] -- COMMAND...  |  %(prog)s [options] --pytest|--tier|--all [-- PYTEST-ARGUMENTS...]",
         description="Run a command in a virtual machine that has real /dev/dax devices.",
-        epilog=f"Exit status: the command's own; {STATUS_TIMEOUT} time limit; {STATUS_FAILED} no guest, "
-        f"or it died; {STATUS_USAGE} wrong use. FAMFS_VM_CACHE names the cache (~/.cache/famfs-vm-test).",
+        epilog=f"Exit status: the command's own; {STATUS_TIMEOUT} time limit; {STATUS_FAILED} no guest, or it died; "
+        f"{STATUS_UNAVAILABLE} tier fmap without its module; {STATUS_USAGE} wrong use. FAMFS_VM_CACHE names the cache "
+        "(~/.cache/famfs-vm-test).",
         allow_abbrev=False,
     )
 
@@ -72,7 +74,8 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--systemd", "process 1 of the guest is this machine's systemd", action="store_true")
     add("--accel", "auto: KVM if a guest boots with it (auto)", choices=["auto", "kvm", "tcg"], default="auto")
     add("--pytest", "run pytest of .venv (or of PATH) with the arguments after --", action="store_true")
-    add("--tier", "run the tests of tests/vm: in one guest, then in two", action="store_true")
+    add("--tier", "run the tests of tests/vm (or tests/fmap): in one guest, then in two", metavar="NAME", nargs="?",
+        const="vm", choices=["vm", "fmap"])  # fmt: skip
     add("--all", "the same on every kernel and in every mode", action="store_true")
     add("--refresh", "fetch QEMU and the kernel anew", action="store_true")
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -105,8 +108,16 @@ def main() -> int:
                 cache.forget()
         order = Order(**{field.name: getattr(options, field.name) for field in fields(Order)})
         if options.tier or options.all:
-            return run_tier(order, cache, everything=options.all)
+            return run_tier(options.tier or "vm", order, cache, everything=options.all)
         return run(order, cache)
+    except UnavailableError as reason:
+        say(f"no module famfs: {reason}")
+        if not options.tier:
+            return STATUS_FAILED
+        if options.results:
+            options.results.mkdir(parents=True, exist_ok=True)
+            (options.results / "unavailable").write_text(str(reason))
+        return STATUS_UNAVAILABLE
     except RunnerError as failure:
         say(str(failure))
         return STATUS_FAILED

@@ -88,7 +88,7 @@ def _toolchain(cache: Cache, version: str) -> Path:
 
 
 def _fetch_toolchain(cache: Cache, version: str, name: str) -> None:
-    headers = f"linux-headers-{version}"
+    headers, source = f"linux-headers-{version}", source_package(version)
     say(f"fetching compiler, headers and source of kernel {version} from Debian packages (245 MB)")
     apt_folder = cache.folder / "apt" / name
     apt_folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,6 @@ def _fetch_toolchain(cache: Cache, version: str, name: str) -> None:
             f"Debian's archive ({', '.join(SUITES)}) has no package {headers}: boot a kernel that it has, or, for the "
             "guests, fetch the current one by scripts/vm-test --refresh"
         )
-    source = source_package(version)
     release = version.partition("+")[0]
     if not apt.knows(source):
         raise UnavailableError(f"Debian's archive has no package {source}")

@@ -5,6 +5,7 @@ import sys
 
 STATUS_USAGE = 2
 STATUS_TIMEOUT = 124
+STATUS_UNAVAILABLE = 77  # a tier that cannot run here, for a reason outside of this checkout
 STATUS_FAILED = 125  # no guest, or a guest that died; below this the status is the command's own
 
 
