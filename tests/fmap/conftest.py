@@ -13,15 +13,13 @@ import pytest
 
 from guest_devices import SetMode, dax_names, forking, set_mode  # noqa: F401 - fixtures
 from kernel_log import KernelLog
-from tests.fmap.volumes import Volume
+from tests.fmap.volumes import DIALECTS, Volume
 
 FOLDER = Path(__file__).parent
 PARAMETERS = Path("/sys/module/famfs/parameters")
 HUNG_TASKS = Path("/proc/sys/kernel/hung_task_timeout_secs")
 HUNG_SECONDS = 30
 SLOW_SECONDS = 240
-
-DIALECTS = ("pull", "push", "push-interleave")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,8 +19,7 @@ from pathlib import Path
 import pytest
 
 from programs import here, mounts, run
-from tests.fmap.conftest import DIALECTS
-from tests.fmap.volumes import Volume, mapped_bytes
+from tests.fmap.volumes import DIALECTS, Volume, mapped_bytes
 
 FILES = 8
 SIZE = 1 << 20

@@ -19,6 +19,7 @@ from famfs_server.cli.unmounted import DeviceTarget
 from guest_devices import SetMode
 from programs import fork, here, mounts, run
 
+DIALECTS = ("pull", "push", "push-interleave")
 STATX_ATTR_DAX = 0x200000
 AT_EMPTY_PATH = 0x1000
 END_SECONDS = 30

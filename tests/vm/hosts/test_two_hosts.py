@@ -8,12 +8,12 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from programs import fork, here, run
+from two_hosts import Meeting
 
 FILES = 500
 BOXES = 8
@@ -62,7 +62,7 @@ class Volume:
 
 
 @pytest.fixture(scope="module")
-def volume(meeting: Any, dax_names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
+def volume(meeting: Meeting, dax_names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Volume]:
     """Made by the master, mounted by both."""
     folder = tmp_path_factory.mktemp("host")
     point = folder / "mnt"
@@ -88,7 +88,7 @@ def volume(meeting: Any, dax_names: list[str], tmp_path_factory: pytest.TempPath
         volume.unmount()
 
 
-def test_files_are_found_at_the_first_lookup_while_the_client_writes(meeting: Any, volume: Volume) -> None:
+def test_files_are_found_at_the_first_lookup_while_the_client_writes(meeting: Meeting, volume: Volume) -> None:
     """The master creates files and checks what the client has written; the client looks each file up as soon as it is
     told of it, once, and writes into files that the master has made before.
     """
@@ -140,7 +140,7 @@ def check_box(point: Path, round_number: int) -> None:
     assert (point / f"box-{round_number % BOXES}").read_bytes() == box_content(round_number), round_number
 
 
-def test_only_the_master_creates(meeting: Any, volume: Volume) -> None:
+def test_only_the_master_creates(meeting: Meeting, volume: Volume) -> None:
     if meeting.is_master:
         meeting.hear("refused")
         assert not (volume.point / "by-the-client").exists()
@@ -153,7 +153,7 @@ def test_only_the_master_creates(meeting: Any, volume: Volume) -> None:
     meeting.meet("refusal done")
 
 
-def test_the_master_is_killed_while_it_creates(meeting: Any, volume: Volume) -> None:
+def test_the_master_is_killed_while_it_creates(meeting: Meeting, volume: Volume) -> None:
     """What the master had announced is there and whole, the log is in order, and a host with its UUID goes on."""
     if meeting.is_master:
         meeting.tell("uuid", volume.host.read_text())
