@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from bench import concurrency, creation, data, devdax, fmap, metadata, profiling, replay, takeover
+from bench import concurrency, creation, data, devdax, fmap, mapped, metadata, profiling, replay, takeover
 from bench.bars import BARS
 from bench.figures import Figures, Verdict, show_verdicts
 from bench.plan import Plan
@@ -21,7 +21,7 @@ from bench.site import BenchError, Site
 from famfs_server import __version__
 from famfs_server.errors import FamfsError
 
-_MODULES = (replay, takeover, metadata, data, fmap, concurrency, creation, devdax)
+_MODULES = (replay, takeover, metadata, data, fmap, concurrency, creation, devdax, mapped)
 SECTIONS = {module.SECTION: module for module in _MODULES}
 
 
@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("section", nargs="*", help=f"what to measure: {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes and one sample: does the bench itself work?")
     parser.add_argument(
-        "--device", type=Path, metavar="DEV", help="section devdax, alone: on this dax device, which is overwritten"
+        "--device", type=Path, metavar="DEV", help="sections devdax or mapped: on this dax device, which is overwritten"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there as well")
     parser.add_argument(
@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
     unknown = [name for name in arguments.section if name not in SECTIONS]
     if unknown:
         parser.error(f"no such section: {', '.join(unknown)} (there are {', '.join(SECTIONS)})")
-    if arguments.device:
+    if arguments.device and arguments.section not in ([devdax.SECTION], [mapped.SECTION]):
         arguments.section = [devdax.SECTION]
     return arguments
 

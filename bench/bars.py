@@ -35,6 +35,8 @@ BARS: tuple[Bar, ...] = (
     Bar("fmap", "16 strips", "round trip", "≤", 2, ("nothing", "round trip")),
     # 12 MiB of extents cannot come as fast as nothing: held against the same bytes, made beforehand.
     Bar("fmap", "1 TiB, unrolled", "round trip", "≤", 2, ("as many bytes, made beforehand", "round trip")),
+    *(Bar("mapped", f"sequential {what} 1 MiB", "mapped / device", "≥", 0.98) for what in ("read", "write")),
+    Bar("mapped", "64 MiB touched", "minor faults", "≤", 32),
     Bar("concurrency", "cold stat, two clients", OURS, "≥", 1, ("cold stat, one client", OURS)),
     Bar("concurrency", "open+close, two clients", OURS, "≥", 1, ("open+close, one client", OURS)),
     Bar("concurrency", "during replay and dump", "requests", "≥", 0.2, ("idle", "requests")),

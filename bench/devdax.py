@@ -19,7 +19,7 @@ from famfs_server.volume.volume import NewFile, Volume
 
 SECTION = "devdax"
 RATIO = "ours / memcpy"
-_NAME = "file"
+NAME = "file"
 
 
 def measure(plan: Plan) -> None:
@@ -28,7 +28,7 @@ def measure(plan: Plan) -> None:
         plan.figures.note("section devdax: no --device")
         return
     path = str(plan.device)
-    offset = _prepare(path)
+    offset = prepare(path)
     try:
         with contenders.mount_ours(plan.site, plan.device) as mount:
             for sample, direction, label in itertools.product(range(plan.samples), ("read", "write"), data.BLOCKS):
@@ -48,14 +48,14 @@ def measure(plan: Plan) -> None:
                             mapped=mapped,
                         )
                     )
-                    for file, mapped in ((str(mount / _NAME), None), (path, offset))
+                    for file, mapped in ((str(mount / NAME), None), (path, offset))
                 ]
                 plan.figures.add(SECTION, row, RATIO, rates[0] / rates[1], "")
     finally:
-        _wipe(path)
+        wipe(path)
 
 
-def _prepare(path: str) -> int:
+def prepare(path: str) -> int:
     """Make a file system with one file of full size; where on the device its bytes are."""
     with DaxDevice.open(path) as device:
         device.require_lock(Lock.MOUNTED, exclusive=True, why="is in use; unmount it first")
@@ -65,7 +65,7 @@ def _prepare(path: str) -> int:
             raise BenchError(f"{path} is no dax device in devdax mode, or holds a file system; it was left alone")
         make_filesystem(memory, path, MASTER, log_length=layout.MIN_LOG_LENGTH)
         volume = Volume(memory, MASTER, path)
-        nodeid = volume.create(NewFile(_NAME.encode(), data.FILE_SIZE, 0o644, 0, 0))
+        nodeid = volume.create(NewFile(NAME.encode(), data.FILE_SIZE, 0o644, 0, 0))
         volume.write(nodeid, 0, memoryview(b"x" * data.FILE_SIZE))
         offset: int = volume.namespace.fmap(nodeid).extents[0].offset
         volume.close()
@@ -73,7 +73,8 @@ def _prepare(path: str) -> int:
     return offset
 
 
-def _wipe(path: str) -> None:
+def wipe(path: str) -> None:
+    """Leave no file system on the device."""
     with DaxDevice.open(path) as device:
         memory = device.memory()
         memory.zero(0, layout.SUPERBLOCK_REGION)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.images import MASTER
-from famfs_server.fuse import mountapi
+from famfs_server.fuse import kernels, mountapi
 from famfs_server.fuse.mountapi import MountRecord
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,7 +187,7 @@ class Site:
             connection = self._connections / str(os.minor(record.device))
             # The device is free again when the server's run-time folder is gone; another one may be mounted meanwhile.
             idle = wait_for(lambda: not connection.exists() and self._idle(), 10)
-            if record.fstype.startswith("fuse") and not idle:
+            if record.fstype.startswith(("fuse", "famfs")) and not idle:
                 raise BenchError(f"the server of {place} does not end after umount")
         finally:
             self._take_away(place)
@@ -195,7 +195,7 @@ class Site:
     def _idle(self) -> bool:
         """Whether there are no more servers than mounts."""
         servers = len(list(self._run_directory.glob("*")))
-        return servers <= sum(1 for record in self.mounts() if record.fstype == "fuse.famfs")
+        return servers <= sum(1 for record in self.mounts() if record.fstype in kernels.SHOWN_TYPES)
 
     def _take_away(self, place: Path) -> None:
         for record in reversed(self.mounts()):
