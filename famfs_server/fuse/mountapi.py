@@ -157,7 +157,7 @@ class DetachedMount:
                 errno.EPERM: "CAP_SYS_ADMIN is missing",
             }
             number = error.errno or errno.EIO
-            raise _failure(f"cannot make a mount of type {kernel.fstype}", number, hints.get(number)) from None
+            raise _failure("cannot make a FUSE mount", number, hints.get(number)) from None
         strings = {
             "source": source,
             **({} if kernel.subtype is None else {"subtype": kernel.subtype}),

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from guest_devices import SetMode
 from programs import run
+from tests.fmap.raw_server import UNIT, File, RawMount, apart, simple
 from tests.fmap.volumes import Volume, is_mapped, mapped_bytes
 
 DATA = bytes(range(256)) * 800
@@ -350,3 +352,20 @@ def test_a_dialect_that_the_kernel_does_not_speak(volume: Volume, speak: Callabl
         volume.mount(f"dialect={forced}")
         assert volume.status()["dialects"] == [forced]
         volume.unmount()
+
+
+def test_a_device_that_the_kernel_gives_to_nobody_else(
+    volume: Volume, dialect: str, set_mode: SetMode, tmp_path: Path
+) -> None:
+    """Another file system of this kernel holds the device: that is said, and not that memory has failed."""
+    set_mode(volume.name, "fsdev")
+    folder = tmp_path / "other"
+    folder.mkdir()
+    with RawMount(folder, {"file": File(simple((0, UNIT)), UNIT)}, dialect=dialect, device=volume.device) as other:
+        assert apart(other.path("file").read_bytes)[:8]
+        line = volume.mount(status=32).error
+        assert "another" in line
+        assert "poison" not in line
+        assert len(line.strip().splitlines()) == 1
+    volume.mount()
+    volume.unmount()

@@ -341,4 +341,4 @@ def test_mountinfo_is_unescaped(tmp_path: Path) -> None:
     assert third.source == ""
     assert mountapi.find_mounts(path=path) == [second]
     assert mountapi.find_mounts(source="/dev/dax0.1", path=path) == []
-    assert mountapi.find_mounts(mount_point="/caf\udce9", fstype="tmpfs", path=path) == [third]
+    assert mountapi.find_mounts(mount_point="/caf\udce9", fstypes=("tmpfs",), path=path) == [third]
