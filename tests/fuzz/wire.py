@@ -359,11 +359,10 @@ class Connection(Requests):
     def _serve(self) -> None:
         """A worker begins, the first one or a successor."""
         self.volume = Volume(self._memory, self._host, self._path, state=self._session.namespace)
-        self._fs = FileSystem(self.volume, Settings(shadow=b"/run/famfs/x"))
+        self._fs = FileSystem(self.volume, Settings(shadow=b"/run/famfs/x", maps=bool(self._candidates)))
         self._fs.notify = self._notified.append
         maps = FmapReplies(self._fs, self._candidates, (self._path,)) if self._candidates else None
         self._plane = RequestPlane(self._fs, self._session, fast=self._fast, maps=maps)
-        self._no_open = maps is not None
 
     # -- requests -------------------------------------------------------------------------------
 
