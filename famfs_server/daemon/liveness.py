@@ -14,11 +14,15 @@ DOUBTFUL_DEATHS = 4
 """At so many deaths in a row a request must have been there before it is blamed for them, where there is doubt: one of
 several that libfuse or threads had, or workers that somebody has killed."""
 SOON_SECONDS = 10.0
-"""An idle worker that has lived longer than this did not die of what it began with."""
+"""A worker that has lived longer than this did not die of what it began with, though it has not served yet."""
 
 
 class Deaths:
-    """Decides when to give up: after deaths in a row that show no progress (decisions 16)."""
+    """Decides when to give up: after deaths in a row that show no progress (decisions 16).
+
+    A crash loop is told from somebody who kills: in the one, workers die before they have begun to serve, or each with
+    the same request in hand; a worker that had begun well and dies with nothing in hand says nothing about the next.
+    """
 
     def __init__(self, record: SessionRecord) -> None:
         self._record = record
@@ -30,7 +34,7 @@ class Deaths:
     def begin(self) -> None:
         """A worker starts."""
         self._started = time.monotonic()
-        self._answered = self._record.answered
+        self._answered, self._beats = self._record.answered, self._record.beats
 
     def another(self, *, from_outside: bool = False) -> bool:
         """A worker has died; whether that was one too many.
@@ -51,8 +55,9 @@ class Deaths:
             record.poison = in_hand
         elif fatal := [unique for unique, deaths in self._there.items() if deaths >= DOUBTFUL_DEATHS]:
             record.poison = fatal[0]
-        idle = record.answered == self._answered and time.monotonic() - self._started < SOON_SECONDS
-        self._in_a_row = self._in_a_row + 1 if same or idle else 0
+        began = record.answered != self._answered or record.beats != self._beats
+        failed = not began and time.monotonic() - self._started < SOON_SECONDS
+        self._in_a_row = self._in_a_row + 1 if same or failed else 0
         return self._in_a_row >= MAX_DEATHS
 
 

@@ -15,12 +15,11 @@ from famfs_server import privileges
 from famfs_server.daemon.detaching import detach, remove_run_directory
 from famfs_server.daemon.processes import STOP, Processes
 from famfs_server.daemon.worker import leave_terminal
-from famfs_server.fuse.mountapi import DetachedMount
 
 
 def start_reaper(
     processes: Processes,
-    mount: DetachedMount,
+    device_number: int,
     mount_point: str,
     run_directory: Path,
     let_go: Callable[[], None],
@@ -30,15 +29,14 @@ def start_reaper(
     """Start it; its pid, and the end of the pipe that it waits at.
 
     What is written there ends it; if the pipe ends without a word, it takes the mount and `run_directory` away.
-    `let_go` is called in the new process, which then has neither the connection nor a device.
+    `device_number` is that of the mount's file system. `let_go` is called in the new process, which then has neither
+    the connection nor the mount nor a device.
     """
     wait, keepalive = os.pipe()
-    device_number = mount.device
 
     def reap() -> int:
         let_go()
         os.close(keepalive)
-        mount.close()
         os.setsid()
         if background:
             leave_terminal()

@@ -5,6 +5,7 @@ It has one thread, maps nothing and never touches the mount itself, so that it c
 to touch it, or to outlive this process, is done by small children (`daemon/probe.py`, `daemon/reaper.py`).
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -190,16 +191,35 @@ class Supervisor:
             if self.store:
                 self._keep(held)
             else:
-                self._reaper, self._keepalive = start_reaper(
-                    self._processes,
-                    mount,
-                    self.options.mount_point,
-                    self.run_directory,
-                    lambda: self._close_in_child(fuse),
-                    background=self.background,
-                )
+                self._start_reaper(fuse, mount.device, mount)
             mount.attach(self.options.mount_point)
         return served, held
+
+    def _start_reaper(self, fuse: int, device_number: int, mount: DetachedMount | None = None) -> None:
+        """Start the process that takes the mount away if this one dies. `mount` is its descriptor, if it is open."""
+
+        def let_go() -> None:
+            self._close_in_child(fuse)
+            if mount is not None:
+                mount.close()
+
+        self._reaper, self._keepalive = start_reaper(
+            self._processes,
+            device_number,
+            self.options.mount_point,
+            self.run_directory,
+            let_go,
+            background=self.background,
+        )
+
+    def _replace_reaper(self, held: Held) -> None:
+        """Somebody has killed the process that would take the mount away; the next one waits as it did."""
+        log.warning("the process that guards the mount has died; another one takes its place")
+        self._processes.close_in_children.remove(self._keepalive)
+        os.close(self._keepalive)
+        self._keepalive = -1
+        assert held.device_number is not None
+        self._start_reaper(held.session.fuse, held.device_number)
 
     def _hold(self, session: Session, agreed: Negotiated, device_number: int | None) -> Held:
         return Held(
@@ -369,7 +389,9 @@ class Supervisor:
                 if self.store:
                     self.manager.discard([*held.descriptors, handover.DOCUMENT])
             if self._keepalive >= 0:
-                os.write(self._keepalive, b"done")
+                # It may have been killed just now.
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(self._keepalive, b"done")
                 os.close(self._keepalive)
 
     def _watch(self, held: Held, served: int, upgrades: Upgrades) -> None:
@@ -396,6 +418,8 @@ class Supervisor:
             happened = self._processes.wait(*waiting, timeout=PULSE_SECONDS)
             if hear in happened.readable:
                 hear = self._hear_successor(held, hear)
+            if self._reaper in happened.ended:
+                self._replace_reaper(held)
             if served in happened.ended:
                 status = happened.ended[served]
                 # Without the mount's own files nobody can take over.

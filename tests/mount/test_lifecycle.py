@@ -208,6 +208,18 @@ def test_killed_supervisor_is_cleared_away_by_the_reaper(site: Site, device: Pat
     site.clear_run_directories()
 
 
+def test_killed_reaper_is_replaced(site: Site, device: Path) -> None:
+    """As often as it is killed; the last one takes the mount away when the supervisor dies."""
+    with site.mounted(device) as mount:
+        for _ in range(3):
+            former = mount.process("reaper")
+            os.kill(former, signal.SIGKILL)
+            assert wait_for(lambda former=former: mount.process("reaper") != former)
+        os.kill(mount.process("supervisor"), signal.SIGKILL)
+        assert mount.gone()
+        assert not mount.attached
+
+
 def test_killed_reaper_ends_nothing(site: Site, device: Path) -> None:
     with site.mounted(device) as mount:
         os.kill(mount.process("reaper"), signal.SIGKILL)

@@ -105,6 +105,16 @@ def test_idle_worker_that_has_lived_does_not_count(session: Session, clock: Cloc
         deaths.begin()
 
 
+def test_killed_workers_that_had_begun_well_are_replaced_for_ever(session: Session, clock: Clock) -> None:
+    """Nothing is in hand, so no request was the cause, whoever kills them and however soon."""
+    deaths = Deaths(session.record)
+    for _ in range(10 * MAX_DEATHS):
+        session.record.beat()
+        clock.now += 0.1
+        assert not deaths.another(from_outside=True)
+        deaths.begin()
+
+
 def test_request_that_kills_two_becomes_poison(session: Session, clock: Clock) -> None:
     deaths = Deaths(session.record)
     serve(session, 2)
