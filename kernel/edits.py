@@ -141,8 +141,18 @@ INODES = [
         "if (fi->famfs_map || !ff->args)",
     ),
     _before(
+        "iomode.c",
+        "a user of the page cache who comes after the map",
+        "\t/*\n\t * Check if inode entered passthrough io mode while waiting for parallel\n",
+        "\tif (fi->famfs_map) {\n"
+        "\t\tclear_bit(FUSE_I_CACHE_IO_MODE, &fi->state);\n"
+        "\t\tspin_unlock(&fi->lock);\n"
+        "\t\treturn 0;\n"
+        "\t}\n\n",
+    ),
+    _before(
         "notify.c",
-        "no pages for a mapped inode",
+        "no pages for inodes that can have a map",
         "\tmapping = inode->i_mapping;\n\tfile_size = i_size_read(inode);\n\tend = pos + num;\n",
         "\tif (famfs_refuses_store(inode)) {\n\t\terr = -EINVAL;\n\t\tgoto out_iput;\n\t}\n\n",
     ),
@@ -167,6 +177,27 @@ FILES = [
         "mmap(2)",
         "\t/* DAX mmap is superior to direct_io mmap */\n",
         "\tif (get_fuse_inode(inode)->famfs_map)\n\t\treturn famfs_mmap(file, vma);\n\n",
+    ),
+    Edit(
+        "file.c",
+        "with guard=1 a private mapping of a FOPEN_DIRECT_IO file counts as a user of the page cache",
+        "\t\tif (!(vma->vm_flags & VM_MAYSHARE)) {\n",
+        "\t\tif (!(vma->vm_flags & VM_MAYSHARE) && !fc->famfs.guard) {\n",
+    ),
+    _before(
+        "file.c",
+        "mmap(2) that has waited for the page cache",
+        "\tif ((vma->vm_flags & VM_SHARED) && (vma->vm_flags & VM_MAYWRITE))\n\t\tfuse_link_write_file(file);\n",
+        "\tif (get_fuse_inode(inode)->famfs_map)\n\t\treturn famfs_mmap(file, vma);\n\n",
+    ),
+    Edit(
+        "file.c",
+        "with guard=1 splice(2) out of a FOPEN_DIRECT_IO file leaves no pages in the cache",
+        "\t\treturn fuse_passthrough_splice_read(in, ppos, pipe, len, flags);\n\telse\n",
+        "\t\treturn fuse_passthrough_splice_read(in, ppos, pipe, len, flags);\n"
+        "\telse if ((ff->open_flags & FOPEN_DIRECT_IO) && ff->fm->fc->famfs.guard)\n"
+        "\t\treturn copy_splice_read(in, ppos, pipe, len, flags);\n"
+        "\telse\n",
     ),
     _before(
         "file.c",

@@ -9,7 +9,9 @@
 #ifndef FAMFS_H
 #define FAMFS_H
 
+#include <linux/mm.h>
 #include <linux/mutex.h>
+#include <linux/pagemap.h>
 #include <linux/rbtree.h>
 #include <linux/types.h>
 
@@ -48,7 +50,7 @@ struct famfs_slot {
 	bool refused;
 	/* Memory of the device has failed. */
 	bool failed;
-	/* Ranges of live maps, kept with strict=1 alone. */
+	/* Ranges of live maps. */
 	struct rb_root_cached live;
 };
 
@@ -59,6 +61,8 @@ struct famfs_conn {
 	unsigned int minor;
 	bool offer;
 	bool strict;
+	/* Withstand what kernels with the patches do not survive; only where maps were negotiated. */
+	bool guard;
 	/* The bit was in the INIT request, and came back in the reply. */
 	bool offered;
 	bool active;
@@ -83,10 +87,26 @@ int famfs_open(struct inode *inode);
 void famfs_evict_begin(struct inode *inode);
 void famfs_evict_end(struct inode *inode);
 bool famfs_refuses_store(struct inode *inode);
+void famfs_truncate_pagecache(struct inode *inode, loff_t size);
+void famfs_truncate_pagecache_range(struct inode *inode, loff_t start, loff_t end);
+void famfs_truncate_inode_pages_range(struct address_space *mapping, loff_t start, loff_t end);
+int famfs_invalidate_inode_pages2_range(struct address_space *mapping, pgoff_t start, pgoff_t end);
+int famfs_invalidate_inode_pages2(struct address_space *mapping);
 
 /* famfs_io.c */
 ssize_t famfs_read_iter(struct kiocb *iocb, struct iov_iter *to);
 ssize_t famfs_write_iter(struct kiocb *iocb, struct iov_iter *from);
 int famfs_mmap(struct file *file, struct vm_area_struct *vma);
+
+/*
+ * What FUSE does to the page cache of an inode when the server says that size or content is another one. In the cache
+ * of an inode with a map are entries of the dax core, which must not be taken out while programs have the pages: guard=1
+ * leaves them there.
+ */
+#define truncate_pagecache(inode, size) famfs_truncate_pagecache(inode, size)
+#define truncate_pagecache_range(inode, start, end) famfs_truncate_pagecache_range(inode, start, end)
+#define truncate_inode_pages_range(mapping, start, end) famfs_truncate_inode_pages_range(mapping, start, end)
+#define invalidate_inode_pages2_range(mapping, start, end) famfs_invalidate_inode_pages2_range(mapping, start, end)
+#define invalidate_inode_pages2(mapping) famfs_invalidate_inode_pages2(mapping)
 
 #endif

@@ -19,7 +19,7 @@ struct famfs_run {
 	u64 start;
 	u64 offset;
 	u64 length;
-	/* Where it is among the live ranges of its slot, with strict=1. */
+	/* Where it is among the live ranges of its slot. */
 	struct interval_tree_node live;
 };
 
@@ -36,8 +36,8 @@ struct famfs_map {
 	u64 file_size;
 	/* The file is of no use until its inode is evicted. */
 	bool failed;
-	/* Its ranges are among the live ones. */
-	bool tracked;
+	/* With guard=1: another live map, or another run of this one, shows the same page, and the file cannot be mapped. */
+	bool shared;
 	u32 runs;
 	u32 stripes;
 	struct famfs_run *run;

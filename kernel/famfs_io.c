@@ -155,7 +155,9 @@ static const struct vm_operations_struct famfs_vm_ops = {
 
 int famfs_mmap(struct file *file, struct vm_area_struct *vma)
 {
-	if (READ_ONCE(famfs_map_of(file_inode(file))->failed))
+	const struct famfs_map *map = famfs_map_of(file_inode(file));
+
+	if (READ_ONCE(map->failed) || map->shared)
 		return -EIO;
 	file_accessed(file);
 	vma->vm_ops = &famfs_vm_ops;

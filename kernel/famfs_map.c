@@ -283,24 +283,34 @@ int famfs_map_resolve(const struct famfs_map *map, u64 pos, struct famfs_piece *
 		const struct famfs_stripe *stripe = &map->stripe[number];
 		u64 bytes = min(stripe->bytes, map->file_size);
 		const struct famfs_run *run;
-		u64 chunk, turn;
+		u64 chunk, turn, start, within;
 		u32 strip;
 
 		if (pos - begin >= bytes) {
 			begin += bytes;
 			continue;
 		}
-		/* Kernels with the patches divide by this zero. */
-		if (!stripe->chunk)
+		/*
+		 * Kernels with the patches divide by this zero, and show wrong bytes where a part begins inside a
+		 * page.
+		 */
+		if (!stripe->chunk || !PAGE_ALIGNED(begin))
 			return -EIO;
 		chunk = div64_u64(pos - begin, stripe->chunk);
 		turn = div_u64_rem(chunk, stripe->runs, &strip);
 		run = &map->run[stripe->first_run + strip];
+		start = begin + chunk * stripe->chunk;
+		within = turn * stripe->chunk;
+		/* Kernels with the patches go on behind the strip. */
+		if (within + (pos - start) >= run->length)
+			return -EIO;
 		*piece = (struct famfs_piece){
 			.slot = run->slot,
-			.start = begin + chunk * stripe->chunk,
-			.offset = run->offset + turn * stripe->chunk,
-			.length = min(stripe->chunk, bytes - chunk * stripe->chunk),
+			.start = start,
+			.offset = run->offset + within,
+			/* A fault wants the whole page that the file ends in. */
+			.length = min3(stripe->chunk, run->length - within,
+				       PAGE_ALIGN(bytes) - chunk * stripe->chunk),
 		};
 		return 0;
 	}

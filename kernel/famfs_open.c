@@ -13,8 +13,9 @@
 /* The largest answer to GET_FMAP that a server may ask room for. */
 #define LARGEST_MESSAGE		(16UL << 20)
 
-/* Where the message says how long it is. */
+/* Where the message says how long it is, if it has its whole header. */
 #define MESSAGE_SIZE_OFFSET	12
+#define MESSAGE_HEADER_SIZE	32
 
 struct famfs_daxdev_out {
 	u16 index;
@@ -52,7 +53,7 @@ static ssize_t request_map(struct inode *inode, void *buffer, size_t size)
 /* How large the server says that the map is: 0 in a dialect where it cannot. */
 static u32 announced(enum famfs_dialect dialect, const void *message, ssize_t size)
 {
-	if (!famfs_pushes(dialect) || size < MESSAGE_SIZE_OFFSET + sizeof(u32))
+	if (!famfs_pushes(dialect) || size < MESSAGE_HEADER_SIZE)
 		return 0;
 	return get_unaligned_le32(message + MESSAGE_SIZE_OFFSET);
 }
@@ -137,7 +138,7 @@ static void fetch_devices(struct inode *inode, const struct famfs_map *map)
 	}
 }
 
-/* ---- Live ranges, with strict=1 */
+/* ---- Live ranges: where a page is mapped by way of two of them, evicting their inodes never ends */
 
 static void track(struct famfs_conn *famfs, struct famfs_map *map)
 {
@@ -152,12 +153,13 @@ static void track(struct famfs_conn *famfs, struct famfs_map *map)
 			continue;
 		run->live.start = run->offset;
 		run->live.last = run->offset + run->length - 1;
-		WARN(interval_tree_iter_first(live, run->live.start, run->live.last),
-		     "famfs: slot %u, %llu bytes at %llu: two maps of one page\n", run->slot, run->length,
-		     run->offset);
+		if (interval_tree_iter_first(live, run->live.start, run->live.last)) {
+			WARN(famfs->strict, "famfs: slot %u, %llu bytes at %llu: two maps of one page\n", run->slot,
+			     run->length, run->offset);
+			map->shared = famfs->guard;
+		}
 		interval_tree_insert(&run->live, live);
 	}
-	map->tracked = true;
 	mutex_unlock(&famfs->lock);
 }
 
@@ -165,8 +167,6 @@ static void untrack(struct famfs_conn *famfs, struct famfs_map *map)
 {
 	u32 number;
 
-	if (!map->tracked)
-		return;
 	mutex_lock(&famfs->lock);
 	for (number = 0; number < map->runs; number++)
 		if (map->run[number].length)
@@ -176,10 +176,7 @@ static void untrack(struct famfs_conn *famfs, struct famfs_map *map)
 
 /* ---- An inode's map */
 
-/*
- * What can still be done with a mapped inode by way of the page cache: nothing. A private mapping that is older than the
- * map would call these.
- */
+/* What can still be done with an inode that has a map by way of the page cache: nothing. */
 static int famfs_read_folio(struct file *file, struct folio *folio)
 {
 	folio_unlock(folio);
@@ -191,35 +188,65 @@ static const struct address_space_operations famfs_aops = {
 	.dirty_folio = noop_dirty_folio,
 };
 
-/* From here on the kernel maps the file. Of two maps that were fetched at once the first counts. */
-static void install(struct inode *inode, struct famfs_map *map)
+static void warn_of_install(struct inode *inode, const struct famfs_map *map)
+{
+	struct address_space *mapping = inode->i_mapping;
+
+	WARN(mapping->nrpages, "famfs: nodeid %llu gets a map and has %lu pages in the cache\n", get_node_id(inode),
+	     mapping->nrpages);
+	WARN(mapping_mapped(mapping), "famfs: nodeid %llu gets a map and is mapped by a program\n", get_node_id(inode));
+	WARN(i_size_read(inode) != map->file_size, "famfs: nodeid %llu had %lld bytes, by its map %llu\n",
+	     get_node_id(inode), i_size_read(inode), map->file_size);
+}
+
+/*
+ * From here on the kernel maps the file. With guard=1 it is -EBUSY as long as a program uses the page cache: a page beside
+ * the dax core's entries makes page faults hang. Who wants to use the page cache later finds the map, under fi->lock.
+ */
+static int publish(struct inode *inode, struct famfs_map *map)
 {
 	struct fuse_inode *fi = get_fuse_inode(inode);
+	int err = 0;
+
+	spin_lock(&fi->lock);
+	if (famfs_conn_of(inode)->guard && (fi->iocachectr > 0 || inode->i_mapping->nrpages)) {
+		err = -EBUSY;
+	} else {
+		i_size_write(inode, map->file_size);
+		inode->i_mapping->a_ops = &famfs_aops;
+		inode->i_flags |= S_DAX;
+		/* Pairs with famfs_map_of(). */
+		smp_store_release(&fi->famfs_map, map);
+	}
+	spin_unlock(&fi->lock);
+	return err;
+}
+
+/* Give an inode its map, or free the map. Of two maps that were fetched at once the first counts. */
+static int install(struct inode *inode, struct famfs_map *map)
+{
 	struct famfs_conn *famfs = famfs_conn_of(inode);
+	int err = 0;
 
 	filemap_invalidate_lock(inode->i_mapping);
-	if (fi->famfs_map) {
-		filemap_invalidate_unlock(inode->i_mapping);
-		famfs_map_free(map);
-		return;
-	}
-	if (famfs->strict) {
-		WARN(inode->i_mapping->nrpages, "famfs: nodeid %llu gets a map and has %lu pages in the cache\n",
-		     fi->nodeid, inode->i_mapping->nrpages);
-		WARN(mapping_mapped(inode->i_mapping), "famfs: nodeid %llu gets a map and is mapped by a program\n",
-		     fi->nodeid);
-		WARN(i_size_read(inode) != map->file_size, "famfs: nodeid %llu had %lld bytes, by its map %llu\n",
-		     fi->nodeid, i_size_read(inode), map->file_size);
-		track(famfs, map);
-	}
-	spin_lock(&fi->lock);
-	i_size_write(inode, map->file_size);
-	spin_unlock(&fi->lock);
-	inode->i_mapping->a_ops = &famfs_aops;
-	inode->i_flags |= S_DAX;
-	/* Pairs with famfs_map_of(). */
-	smp_store_release(&fi->famfs_map, map);
+	if (famfs_map_of(inode))
+		goto out_free;
+	if (famfs->strict)
+		warn_of_install(inode, map);
+	if (famfs->guard)
+		err = invalidate_inode_pages2(inode->i_mapping);
+	if (err)
+		goto out_free;
+	track(famfs, map);
+	err = publish(inode, map);
+	if (!err)
+		goto out;
+	untrack(famfs, map);
+out_free:
+	famfs_map_free(map);
+out:
 	filemap_invalidate_unlock(inode->i_mapping);
+	return err;
 }
 
 /* A regular file is opened: an inode without a map gets one. The error is that of open(2). */
@@ -239,18 +266,64 @@ int famfs_open(struct inode *inode)
 		fetch_devices(inode, map);
 	else
 		map->failed = !famfs_slots_ready(famfs, map);
-	install(inode, map);
-	return 0;
+	return install(inode, map);
 }
 
-/* Whether NOTIFY_STORE must not put pages into the cache of an inode: the dax core does not survive it. */
+/*
+ * Whether NOTIFY_STORE must not put pages into the cache of an inode: the dax core does not survive it. With guard=1 it
+ * is refused also for an inode that may be given a map at the same time.
+ */
 bool famfs_refuses_store(struct inode *inode)
 {
-	if (!famfs_map_of(inode))
-		return false;
-	WARN(famfs_conn_of(inode)->strict, "famfs: nodeid %llu has a map, and gets pages by NOTIFY_STORE\n",
+	struct famfs_conn *famfs = famfs_conn_of(inode);
+
+	bool mapped = famfs_map_of(inode);
+
+	WARN(famfs->strict && mapped, "famfs: nodeid %llu has a map, and gets pages by NOTIFY_STORE\n",
 	     get_node_id(inode));
-	return true;
+	return famfs->guard || mapped;
+}
+
+static bool guarded(struct inode *inode)
+{
+	return famfs_conn_of(inode)->guard && famfs_map_of(inode);
+}
+
+/* Programs shall see a new size at their next access; the pages stay, and are the same. */
+void famfs_truncate_pagecache(struct inode *inode, loff_t size)
+{
+	if (guarded(inode))
+		unmap_mapping_range(inode->i_mapping, 0, 0, 0);
+	else
+		(truncate_pagecache)(inode, size);
+}
+
+void famfs_truncate_pagecache_range(struct inode *inode, loff_t start, loff_t end)
+{
+	if (!guarded(inode))
+		(truncate_pagecache_range)(inode, start, end);
+}
+
+void famfs_truncate_inode_pages_range(struct address_space *mapping, loff_t start, loff_t end)
+{
+	if (!guarded(mapping->host))
+		(truncate_inode_pages_range)(mapping, start, end);
+}
+
+/* NOTIFY_INVAL_INODE; it is harmless on kernels with the patches, too. */
+int famfs_invalidate_inode_pages2_range(struct address_space *mapping, pgoff_t start, pgoff_t end)
+{
+	if (famfs_map_of(mapping->host))
+		return 0;
+	return (invalidate_inode_pages2_range)(mapping, start, end);
+}
+
+/* The server says another mtime. */
+int famfs_invalidate_inode_pages2(struct address_space *mapping)
+{
+	if (guarded(mapping->host))
+		return 0;
+	return (invalidate_inode_pages2)(mapping);
 }
 
 /* The inode goes: wait until nobody uses its pages, before the page cache is looked through. */

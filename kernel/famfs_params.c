@@ -14,6 +14,7 @@ static enum famfs_dialect dialect = FAMFS_PULL;
 static unsigned int minor = FUSE_KERNEL_MINOR_VERSION;
 static bool offer = true;
 static bool strict;
+static bool guard;
 
 static const char *const dialect_names[] = {
 	[FAMFS_NONE] = "none",
@@ -63,6 +64,8 @@ MODULE_PARM_DESC(offer, "offer FUSE_DAX_FMAP to a mounter with CAP_SYS_RAWIO (Y)
 module_param(strict, bool, 0644);
 MODULE_PARM_DESC(strict, "warn at once of what a server must not do: two maps of one page, a map for an inode with pages "
 			 "in the cache, a size that changes (N)");
+module_param(guard, bool, 0644);
+MODULE_PARM_DESC(guard, "withstand such a server, where kernels with the patches hang or crash; for fuzzing (N)");
 MODULE_SOFTDEP("pre: fsdev_dax");
 
 enum famfs_dialect famfs_parameter_dialect(void)
@@ -77,6 +80,7 @@ void famfs_conn_init(struct famfs_conn *famfs)
 	famfs->minor = READ_ONCE(minor);
 	famfs->offer = READ_ONCE(offer);
 	famfs->strict = READ_ONCE(strict);
+	famfs->guard = READ_ONCE(guard);
 }
 
 /* The bit for the INIT request, by the capabilities of the process that mounts. */
@@ -90,4 +94,5 @@ u64 famfs_offer(struct famfs_conn *famfs)
 void famfs_accept(struct famfs_conn *famfs, u64 flags)
 {
 	famfs->active = famfs->offered && (flags & FAMFS_DAX_FMAP);
+	famfs->guard &= famfs->active;
 }

@@ -103,7 +103,8 @@ int famfs_slot_pull(struct fuse_conn *fc, u32 number, const char *name)
 	err = slot->refused ? -EIO : 0;
 	if (err || slot->dax)
 		goto out_unlock;
-	file = dentry_open(&path, O_RDONLY, current_cred());
+	/* Not to wait for whatever device it is. */
+	file = dentry_open(&path, O_RDONLY | O_NONBLOCK, current_cred());
 	if (IS_ERR(file)) {
 		/* No driver is bound. */
 		slot->refused = true;
