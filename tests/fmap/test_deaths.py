@@ -25,6 +25,7 @@ FILES = 8
 SIZE = 1 << 20
 LONG = bool(os.environ.get("FAMFS_TEST_LONG"))
 FACTOR = 10 if LONG else 1
+PAUSE = 0.05
 
 
 def content(name: str, size: int = SIZE) -> bytes:
@@ -48,6 +49,8 @@ class Load:
                     while not self._rounds[0]:
                         step(self._rounds[number])
                         self._rounds[number] += 1
+                        # The processes under test get their share of one processor.
+                        time.sleep(PAUSE)
                 except BaseException:
                     os.write(speak, traceback.format_exc().encode()[-2000:])
                 finally:
@@ -182,7 +185,7 @@ def test_upgrade_under_load(mounted: Volume) -> None:
     """The program is replaced while files are read, mapped and made."""
     load = Load([*readers_and_writers(mounted), making(mounted, "new")])
     load.go_on(2)
-    for _ in range(2):
+    for _ in range(FACTOR):
         here("famfs", "upgrade", mounted.point, host=mounted.host)
         load.go_on(2)
     assert load.end() == ""
