@@ -78,13 +78,13 @@ def ask(points: Sequence[str], *, alone: bool = False) -> list[Status]:
 
 
 def mount_points(named: Sequence[str] = ()) -> list[str]:
-    """The mounts that are `named`, by a path in them or by their devices, else all. Raises MountError if there is
-    none."""
+    """The mounts that are `named`, by a path in them or by their devices, else all, without their bind mounts. Raises
+    MountError if there is none."""
     mounts = mountapi.find_mounts()
     if not named and not mounts:
         raise MountError("no famfs file system is mounted")
     if not named:
-        return [record.mount_point for record in mounts]
+        return list({record.device: record.mount_point for record in reversed(mounts)}.values())[::-1]
     of_device = {os.path.realpath(record.source): record.mount_point for record in mounts}
     return [of_device.get(os.path.realpath(name), name) if name else name for name in named]
 

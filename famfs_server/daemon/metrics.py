@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The status of mounts as Prometheus reads it: for the control socket's `/metrics` and for `famfs metrics`."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _MOUNT = ("mount",)
+_PATHS = ("mount_point", "device")
 
 _GAUGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("mounted_since_seconds", "When the file system was mounted, in seconds since 1970", ("mounted_since",)),
@@ -35,15 +37,21 @@ _COUNTERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 
 def exposition(statuses: Sequence[Mapping[str, Any]]) -> bytes:
-    """The text for all these mounts, each as `/status` describes it."""
+    """The text for all these mounts, each as `/status` describes it. A mount that is told of twice is in it once."""
+    mounts = list({status["mount_point"]: status for status in statuses}.values())
 
     class Once(Collector):
         def collect(self) -> Iterable[Metric]:
-            return _families(statuses)
+            return _families([{**status, **{key: _text(status[key]) for key in _PATHS}} for status in mounts])
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Once())
     return generate_latest(registry)
+
+
+def _text(path: str) -> str:
+    """A path in UTF-8, which the format demands; other bytes as `\\xff`."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _families(statuses: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:

@@ -94,6 +94,28 @@ def test_metrics_are_what_prometheus_reads(mount: Mount, tmp_path: Path) -> None
         assert samples["famfs_request_seconds_bucket", (("le", "+Inf"), here, ("opcode", "lookup"))] == count > 0
 
 
+def test_metrics_of_a_mount_are_told_once_and_in_utf8(site: Site) -> None:
+    """However often it is bound elsewhere, and whatever the bytes of its path are; Prometheus refuses anything else."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    odd = site.attach(site.format("other"), name="odd-\udce9")
+    bound = site.place("bound")
+    succeed("mount", "--bind", odd.path, bound)
+    try:
+        # Other tests' mounts may be there, too.
+        lines = [line for line in famfs("metrics").splitlines() if "odd-" in line]
+        twice = famfs("metrics", odd.path, bound)
+    finally:
+        succeed("umount", bound)
+        odd.unmount()
+    for text in (lines, [line for line in twice.splitlines() if "odd-" in line]):
+        samples = [sample.partition("}")[0] for sample in text]
+        assert len(samples) == len(set(samples)) > 100
+    families = text_string_to_metric_families(twice)
+    labels = {sample.labels["mount"] for family in families for sample in family.samples}
+    assert labels == {str(odd.path).replace("\udce9", "\\xe9")}
+
+
 def test_list(mount: Mount) -> None:
     found = conform(famfs("list", "--json"), "list")
     (row,) = (row for row in found["mounts"] if row["mount_point"] == str(mount.path))
