@@ -11,7 +11,8 @@ from uuid import UUID
 
 from famfs_server.omf import layout, superblock
 from tests.twin import maps
-from tests.twin.kernel import ATTR, ATTR_HEAD, ENTRY_HEAD, Attr, Exchange, FakeKernel, Op
+from tests.twin.connection import ATTR, ATTR_HEAD, ENTRY_HEAD, Exchange, Op
+from tests.twin.kernel import Attr, FakeKernel
 from tests.twin.maps import Dialect
 from tests.twin.server import Refused, Twin
 

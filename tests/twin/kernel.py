@@ -2,9 +2,12 @@
 """A famfs kernel in user space: the client side of /dev/fuse, for one server at the other end of a socket.
 
 It asks in the order in which a kernel asks, takes and refuses what a kernel takes and refuses (docs/protocol.md 2, 6),
-and reaches file bytes as a kernel does: by its own arithmetic in the device's memory. System calls end in OSError as
-they would for a program. TwinViolation is for what no server may do: break the framing, or lead a real kernel into one
-of the hangs and crashes that running ones have shown.
+and reaches file bytes as a kernel does: by its own arithmetic in the device's memory. Methods that take an inode make
+one request, or those of one call on an open file; methods that take a path do what the VFS does for a system call of a
+program. Either ends in OSError as it would for a program. TwinViolation is for what no server may do: break the
+framing, or lead a real kernel into one of the hangs and crashes that running ones have shown.
+
+tests/fmap/test_agreement.py compares the requests of system calls with those of a running kernel.
 """
 
 import errno
@@ -12,100 +15,53 @@ import fcntl
 import json
 import mmap
 import os
-import select
 import socket
 import stat
 import struct
-import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
 from struct import Struct
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tests.twin import maps
+from tests.twin.connection import (
+    ATTR,
+    ATTR_HEAD,
+    DIRENT,
+    ENTRY_HEAD,
+    IO_IN,
+    OPEN_OUT,
+    RELEASE_IN,
+    SETATTR_IN,
+    STOCK,
+    Bit,
+    Connection,
+    Exchange,
+    Op,
+)
 from tests.twin.maps import PAGE, Dialect, Map, TwinViolation
 
-IN_HEADER = Struct("<IIQQIIIHH")
-OUT_HEADER = Struct("<IiQ")
-INIT_OUT = Struct("<4I2H2I2H2IH22x")
-ATTR = Struct("<6Q10I")
-ENTRY_HEAD = Struct("<4Q2I")
-ATTR_HEAD = Struct("<QII")
-OPEN_OUT = Struct("<QIi")
-DIRENT = Struct("<QQII")
-IO_IN = Struct("<QQIIQII")
-SETATTR_IN = Struct("<IIQQQQQQIIIIIIII")
 PUSH_ARGUMENT = Struct("<iIQ")
-
 PUSH_IOCTL = 0x4010E504
 ROOT = 1
-STOCK = 0x5FD << 32 | 0x73FFFFFB
-"""What 6.18 offers in INIT."""
 FMAP_LIMIT = 16 << 20
 LONGEST_NAME = 1024
+NO_OWNER = (1 << 32) - 1
+"""A user that no user namespace has: a kernel writes to none of his files."""
+GETDENTS = 32 << 10
+"""Bytes that the C library reads of a directory at a time."""
 
-
-class Op(IntEnum):
-    """The requests that this kernel sends."""
-
-    LOOKUP = 1
-    FORGET = 2
-    GETATTR = 3
-    SETATTR = 4
-    MKNOD = 8
-    MKDIR = 9
-    UNLINK = 10
-    OPEN = 14
-    READ = 15
-    WRITE = 16
-    STATFS = 17
-    RELEASE = 18
-    FSYNC = 20
-    FLUSH = 25
-    INIT = 26
-    OPENDIR = 27
-    READDIR = 28
-    RELEASEDIR = 29
-    CREATE = 35
-    INTERRUPT = 36
-    BATCH_FORGET = 42
-    FALLOCATE = 43
-    READDIRPLUS = 44
-    GET_FMAP = 54
-    GET_DAXDEV = 55
-
-
-class Bit(IntFlag):
-    """Bits of INIT that matter here."""
-
-    ATOMIC_O_TRUNC = 1 << 3
-    SPLICE = 7 << 7
-    AUTO_INVAL_DATA = 1 << 12
-    WRITEBACK_CACHE = 1 << 16
-    INIT_EXT = 1 << 30
-    DIRECT_IO_ALLOW_MMAP = 1 << 36
-    HAS_RESEND = 1 << 39
-    OVER_IO_URING = 1 << 41
-    RFC_DAX_FMAP = 1 << 42
-    DAX_FMAP = 1 << 43
-
-
-_HARMFUL = Bit.ATOMIC_O_TRUNC | Bit.SPLICE | Bit.AUTO_INVAL_DATA | Bit.WRITEBACK_CACHE | Bit.OVER_IO_URING
 _FLOCK = Struct("hhqqi4x")
 _SPACE_LOCKS = 1 << 60
 """Where the bytes are that stand for files of new space: beyond what the server locks."""
 _LOOK_SECONDS = 0.005
 """How often it is looked whether space is still open."""
-_NOTIFY_INVAL_ENTRY = 3
-_NOTIFY_STORE = 4
-_NOTIFY_RESEND = 7
-UNIQUE_RESEND = 1 << 63
-_NOTIFY_SIZES = {2: 24, 7: 0}
 _FOPEN_DIRECT_IO = 1
 _SETATTR_SIZE, _SETATTR_FH, _SETATTR_LOCKOWNER = 8, 64, 512
+
+Result = TypeVar("Result")
 
 
 def _space_lock(nodeid: int) -> bytes:
@@ -136,17 +92,6 @@ class Attr(NamedTuple):
     def kind(self) -> int:
         """The type of the file, as in st_mode."""
         return stat.S_IFMT(self.mode)
-
-
-class Exchange(NamedTuple):
-    """A request and what came of it, for whoever watches."""
-
-    opcode: int
-    nodeid: int
-    body: bytes
-    error: int
-    payload: bytes | None
-    """None: no reply is due."""
 
 
 @dataclass
@@ -189,15 +134,19 @@ class Inode:
     nodeid: int
     attr: Attr
     path: bytes
+    size: int
     lookups: int = 0
-    size: int = 0
+    opens: int = 0
+    """Who has it open; for them it stays though no name leads to it any more."""
     map: Map | None = None
     failed: bool = False
     """Every access is EIO until the inode is evicted."""
-    fresh: bool = False
-    """Made by CREATE and not yet mapped: its size may still change."""
-    named: bool = True
-    """A name leads to it; without one, and not open, it is evicted."""
+    created: bool = False
+    """Made by CREATE: its size changes, and pages may be in its cache, so it must never get a map."""
+    listed: bool = False
+    """Found by READDIRPLUS, and not used since."""
+    advised: bool = False
+    """The next read of this directory is READDIRPLUS, since names of it were looked up."""
 
     @property
     def is_directory(self) -> bool:
@@ -205,17 +154,26 @@ class Inode:
         return stat.S_ISDIR(self.attr.mode)
 
 
-@dataclass(frozen=True)
-class OpenFile:
-    """An open file or directory. Without a handle the server was not asked."""
+class Dentry(NamedTuple):
+    """A name that is cached, and the inode that it leads to."""
 
     inode: Inode
-    handle: int
-    asked: bool
+    lasts: bool
+    """Longer than any test; other names are looked up whenever they are used."""
+
+
+@dataclass
+class OpenFile:
+    """An open file; with the flag O_PATH, something that merely holds an inode."""
+
+    inode: Inode
     flags: int
+    handle: int = 0
+    users: int = 1
+    """The descriptor, and mappings."""
 
 
-class FakeKernel:
+class FakeKernel(Connection):
     """One mount. `dialect` None is a kernel without famfs; with famfs, bit 43 is offered if `rawio` says that the
     mounting process has CAP_SYS_RAWIO. `offered` replaces all other bits of INIT."""
 
@@ -234,267 +192,49 @@ class FakeKernel:
         timeout: float = 20,
         watch: Callable[[Exchange], None] | None = None,
     ) -> None:
+        offered |= Bit.DAX_FMAP if dialect and rawio else 0
+        super().__init__(fuse, minor=minor, offered=offered, timeout=timeout, watch=watch)
         self.dialect = dialect
-        self.minor = minor
-        self.offered = Bit(offered | (Bit.DAX_FMAP if dialect and rawio else 0))
         self.devices = list(devices)
         self.metadata_end = metadata_end
         """Where on device 0 file data may begin."""
-        self.timeout = timeout
-        self.negotiated = Bit(0)
         self.inodes: dict[int, Inode] = {}
+        self.dentries: dict[bytes, Dentry] = {}
+        """By path; those that are known to be missing are not cached."""
         self.slots: dict[int, Device | None] = {}
         """Registered devices by index; None is a slot that is lost for this connection."""
-        self.notifications: list[tuple[int, bytes]] = []
         self.no_open = self.no_flush = False
         self.private: list[OpenFile] = []
-        """What the server itself has open."""
+        """The files of `.meta` that the server itself has open."""
         self.spaces: list[OpenFile] = []
         """New space that it has open or mapped."""
         self.keep_spaces = False
-        """Do not forget them, as if somebody else had them open."""
-        self.kept: list[Inode] = []
-        self.max_write = PAGE
-        self._fuse = fuse
+        """Have somebody else open them too, in `kept`."""
+        self.kept: list[OpenFile] = []
+        self._meta: Inode | None = None
+        """What the server's descriptor of `.meta` stands for."""
         self._ioctls = ioctls
         self._opens = opens
-        self._watch = watch
-        self._unique = 0
-        self._outstanding: dict[int, bytes | None] = {}
-        self._sent: dict[int, bytes] = {}
-        self._repeated: dict[int, int] = {}
-        self.in_hand: list[int] = []
-        """The requests that the server has read and not answered, in order: what it gets again if it asks for that."""
-        self.one_by_one: list[int] = []
-        """Requests of which the server reads one when it has answered the one before."""
-        self._answered_before = 0
-        self._buffer = bytearray(FMAP_LIMIT + PAGE)
-        self._nodeids: dict[bytes, int] = {}
         self._live: dict[int, list[tuple[int, int, int]]] = {}
-
-    # -- messages -------------------------------------------------------------------------------
-
-    def send(self, opcode: int, nodeid: int, body: bytes, *, claim: int | None = None, no_reply: bool = False) -> int:
-        """Send a request and do not wait; its unique. `claim` is put into the header in place of the true length."""
-        self._unique += 2
-        length = IN_HEADER.size + len(body) if claim is None else claim
-        if not no_reply:
-            self._outstanding[self._unique] = None
-        request = IN_HEADER.pack(length, opcode, self._unique, nodeid, 0, 0, 4711, 0, 0) + body
-        if not no_reply:
-            self._sent[self._unique] = request
-        self._fuse.send(request)
-        if no_reply and self._watch:
-            self._watch(Exchange(opcode, nodeid, body, 0, None))
-        return self._unique
-
-    def receive(self, unique: int) -> tuple[int, bytes]:
-        """Wait for the answer to one request: errno or 0, and the payload. The framing rules of protocol 2.2."""
-        deadline = time.monotonic() + self.timeout
-        while (answer := self._outstanding[self._repeated.get(unique, unique)]) is None:
-            left = deadline - time.monotonic()
-            if left <= 0 or not self.pump(left):
-                raise TwinViolation(f"no answer to request {unique}: its caller hangs")
-        del self._outstanding[self._repeated.pop(unique, unique)]
-        self._sent.pop(unique, None)
-        _, error, _ = OUT_HEADER.unpack_from(answer)
-        return -error, answer[OUT_HEADER.size :]
-
-    def answered(self, unique: int) -> bool:
-        """Whether the answer to a request has come, and waits for `receive`."""
-        return self._outstanding[self._repeated.get(unique, unique)] is not None
-
-    def lose(self, unique: int) -> None:
-        """Wait for the answer to a request and have it not come, as when the server died before it could write it."""
-        while not self.answered(unique):
-            if not self.pump(self.timeout):
-                raise TwinViolation(f"no answer to request {unique}: its caller hangs")
-        self._outstanding[self._repeated.get(unique, unique)] = None
-        self.in_hand.append(unique)
-
-    def server_died(self) -> None:
-        """Whoever served is dead. It may have answered what its successor thinks that it had in hand: a write of that
-        answer is ENOENT, and nothing else."""
-        self._answered_before = self._unique
-
-    def _send_again(self) -> None:
-        """What the server has asked for: all that it had in hand, marked by bit 63 of the unique."""
-        again, self.in_hand[:] = self.in_hand[:], []
-        again += [unique for unique in self.one_by_one if self._outstanding.get(unique, b"") is None][:1]
-        for unique in again:
-            repeated = unique | UNIQUE_RESEND
-            if self._outstanding.get(self._repeated.get(unique, unique), b"") is not None:
-                # The server has seen to it before it asked.
-                continue
-            del self._outstanding[self._repeated.get(unique, unique)]
-            self._repeated[unique] = repeated
-            self._outstanding[repeated] = None
-            request = bytearray(self._sent[unique])
-            request[8:16] = repeated.to_bytes(8, "little")
-            self._fuse.send(request)
-
-    def call(self, opcode: int, nodeid: int = 0, body: bytes = b"", *, exact: int = 0, most: int = 0) -> bytes:
-        """One request: the payload, which must have `exact` bytes, or `most` at most. OSError as the server says."""
-        self.require_silence()
-        error, payload = self.receive(self.send(opcode, nodeid, body))
-        if self._watch:
-            self._watch(Exchange(opcode, nodeid, body, error, payload))
-        if error == errno.EINTR:
-            raise TwinViolation(f"request {opcode} is answered EINTR: programs repeat it for ever")
-        if error:
-            raise OSError(error, f"{os.strerror(error)} (the server's answer to request {opcode})")
-        if len(payload) > most if most else len(payload) != exact:
-            raise TwinViolation(
-                f"{len(payload)} bytes answer request {opcode}, {most or exact} are due: write is EINVAL"
-            )
-        return payload
-
-    def pump(self, seconds: float, also: int | None = None) -> bool:
-        """Wait for whatever comes next from the server: False if nothing did, or if `also` became readable."""
-        watched: list[socket.socket | int] = [self._fuse]
-        watched += [end for end in (self._ioctls, self._opens) if end]
-        if also is not None:
-            watched.append(also)
-        ready: list[socket.socket | int] = []
-        deadline = time.monotonic() + seconds
-        while not ready:
-            self._evict_spaces()
-            left = max(deadline - time.monotonic(), 0)
-            ready = select.select(watched, [], [], min(left, _LOOK_SECONDS) if self.spaces else left)[0]
-            if not left:
-                break
-        if also in ready:
-            return False
-        # Replies first: what an ioctl may do depends on how INIT was answered.
-        if self._fuse in ready:
-            self._take(self._next())
-        elif self._ioctls in ready:
-            self._answer_ioctl()
-        elif self._opens in ready:
-            self._answer_open()
-        return bool(ready)
-
-    def _next(self) -> bytes:
-        """The next message: a datagram, or as many bytes of a stream as its header says."""
-        whole = memoryview(self._buffer)
-        if self._fuse.type != socket.SOCK_STREAM:
-            return bytes(whole[: self._fuse.recv_into(whole)])
-        have, want = 0, OUT_HEADER.size
-        while have < want:
-            count = self._fuse.recv_into(whole[have:want])
-            if not count:
-                raise TwinViolation("the server is gone in the middle of a reply" if have else "the server is gone")
-            have += count
-            if have == OUT_HEADER.size:
-                want = max(OUT_HEADER.unpack_from(whole)[0], have)
-        return bytes(whole[:have])
-
-    def require_silence(self, seconds: float = 0) -> None:
-        """Take in notifications; anything else that comes without having been asked for is a violation."""
-        deadline = time.monotonic() + seconds
-        while self.pump(max(deadline - time.monotonic(), 0)):
-            pass
-
-    def _take(self, data: bytes) -> None:
-        if not data:
-            raise TwinViolation("the server is gone")
-        if len(data) < OUT_HEADER.size:
-            raise TwinViolation(f"a reply of {len(data)} bytes")
-        length, error, unique = OUT_HEADER.unpack_from(data)
-        if length != len(data):
-            raise TwinViolation(f"a reply of {len(data)} bytes that claims {length}: the request stays pending")
-        if unique == 0:
-            self._notified(error, data[OUT_HEADER.size :])
-            return
-        if unique & 1:
-            if length != OUT_HEADER.size:
-                raise TwinViolation("a payload in the answer to INTERRUPT")
-            return
-        if error and unique <= self._answered_before and self._outstanding.get(unique, b"") is not None:
-            return
-        if unique not in self._outstanding or self._outstanding[unique] is not None:
-            raise TwinViolation(f"a reply to request {unique}, which nobody waits for")
-        if not -512 < error <= 0:
-            raise TwinViolation(f"error {error} in a reply: the request stays pending")
-        if error and length != OUT_HEADER.size:
-            raise TwinViolation(f"{length - OUT_HEADER.size} bytes behind error {error}")
-        self._outstanding[unique] = data
-
-    def _notified(self, code: int, body: bytes) -> None:
-        if code == _NOTIFY_STORE:
-            raise TwinViolation("NOTIFY_STORE: a kernel oopses where the file is mapped")
-        if code == _NOTIFY_RESEND:
-            if Bit.HAS_RESEND not in self.offered:
-                raise TwinViolation("RESEND to a kernel that knows nothing of it")
-            self._send_again()
-        if code == _NOTIFY_INVAL_ENTRY:
-            parent, namelen, _ = Struct("<QII").unpack_from(body)
-            if len(body) != 16 + namelen + 1 or body[-1]:
-                raise TwinViolation("INVAL_ENTRY with a name of another length")
-            for inode in self.inodes.values():
-                above, _, name = inode.path.rpartition(b"/")
-                if parent in self.inodes and (self.inodes[parent].path, body[16:-1]) == (above, name):
-                    inode.named = False
-        elif len(body) != _NOTIFY_SIZES.get(code, -1):
-            raise TwinViolation(f"notification {code} with {len(body)} bytes")
-        self.notifications.append((code, body))
-
-    def interrupt(self, unique: int) -> None:
-        """Ask the server to end a request early; it may say nothing to that."""
-        self._fuse.send(IN_HEADER.pack(48, Op.INTERRUPT, unique | 1, 0, 0, 0, 4711, 0, 0) + Struct("<Q").pack(unique))
-
-    def close(self) -> None:
-        """Unmount: the server reads the end of its connection."""
-        self._fuse.close()
-
-    # -- INIT -----------------------------------------------------------------------------------
 
     @property
     def famfs(self) -> bool:
         """Whether files of this mount are mapped."""
         return self.dialect is not None and Bit.DAX_FMAP in self.negotiated
 
-    def init(self) -> None:
-        """The first request. OSError ECONNREFUSED where the server refuses, as every later call on such a mount."""
-        unique = self.start_init()
-        self.finish_init(unique)
+    # -- what the server's own processes ask ----------------------------------------------------
 
-    def start_init(self) -> int:
-        """Send INIT, as creating the mount does; its unique."""
-        extended = self.minor >= 36 and Bit.INIT_EXT in self.offered
-        offered = self.offered if extended else self.offered & (Bit.INIT_EXT - 1)
-        self.offered = Bit(offered)
-        body = Struct("<4I").pack(7, self.minor, 0x20000, offered & 0xFFFFFFFF)
-        return self.send(Op.INIT, 0, body + Struct("<I44x").pack(offered >> 32) if self.minor >= 36 else body)
+    def _other_ends(self) -> dict[socket.socket, Callable[[], None]]:
+        ends = ((self._ioctls, self._answer_ioctl), (self._opens, self._answer_call))
+        return {end: answer for end, answer in ends if end is not None}
 
-    def finish_init(self, unique: int) -> None:
-        """Wait for the answer to INIT and take it as a kernel does (protocol 4.2)."""
-        error, payload = self.receive(unique)
-        if self._watch:
-            self._watch(Exchange(Op.INIT, 0, b"", error, payload))
-        if error or not payload:
-            raise OSError(errno.ECONNREFUSED, "INIT was refused")
-        if not 24 <= len(payload) <= INIT_OUT.size:
-            raise TwinViolation(f"{len(payload)} bytes answer INIT")
-        major, _, _, low, _, _, self.max_write, _, _, _, high, *_ = INIT_OUT.unpack(payload.ljust(INIT_OUT.size, b"\0"))
-        if major != 7:
-            raise OSError(errno.ECONNREFUSED, f"FUSE {major}")
-        if high and not low & Bit.INIT_EXT:
-            raise TwinViolation("flags2 without INIT_EXT: the kernel reads none of it")
-        answered = Bit(low | high << 32)
-        if unasked := answered & ~self.offered:
-            raise TwinViolation(f"bits {unasked:#x} were not offered")
-        if Bit.DAX_FMAP in answered and Bit.DIRECT_IO_ALLOW_MMAP in answered:
-            raise TwinViolation("a new file can be mapped before it has a map: the next fault hangs for ever")
-        if harmful := answered & _HARMFUL:
-            raise TwinViolation(
-                f"bits {harmful:#x} were negotiated: they truncate, tear mappings down or need a device"
-            )
-        if self.max_write < PAGE:
-            raise TwinViolation(f"writes of {self.max_write} bytes")
-        self.negotiated = answered
-
-    # -- devices --------------------------------------------------------------------------------
+    @contextmanager
+    def _for_server(self) -> Iterator[None]:
+        before, self.from_server = self.from_server, True
+        try:
+            yield
+        finally:
+            self.from_server = before
 
     def _answer_ioctl(self) -> None:
         assert self._ioctls is not None
@@ -508,69 +248,69 @@ class FakeKernel:
             os.close(descriptor)
         self._ioctls.send(Struct("<i").pack(result))
 
-    def _answer_open(self) -> None:
-        """openat(2) and unlinkat(2) below a private copy of the mount: a file to be mapped, or the errno."""
+    def _answer_call(self) -> None:
+        """openat(2) and unlinkat(2) below a private copy of the mount: a descriptor, or the errno."""
         assert self._opens is not None
         data, ends, _, _ = socket.recv_fds(self._opens, 4096, 1)
         if not data:
             self._opens = None
             return
         asked = json.loads(data)
-        path = os.fsencode(asked["path"])
-        path = path if path.startswith(b".meta/") else b".meta/" + path
+        path, number = os.fsencode(asked["path"]), 0
+        descriptors: list[int] = []
         with socket.socket(fileno=ends[0]) as end:
-            descriptors: list[int] = []
             try:
-                if asked["call"] == "unlink":
-                    self.unlink(path)
-                else:
-                    descriptors = [self.open_to_map(path, asked["flags"])]
+                with self._for_server():
+                    if asked["call"] == "unlink":
+                        self.unlinkat(path, at=self._meta)
+                    else:
+                        descriptors = [self._open_for_server(path, asked["flags"])]
             except OSError as error:
-                answer = Struct("<i").pack(error.errno or errno.EIO)
-            else:
-                answer = Struct("<i").pack(0)
+                number = error.errno or errno.EIO
             # Who asked may be dead.
             with suppress(BrokenPipeError):
-                socket.send_fds(end, [answer], descriptors)
+                socket.send_fds(end, [Struct("<i").pack(number)], descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def unlink(self, path: bytes) -> None:
-        """unlink(2). An inode without a name is evicted when nobody has it open any more."""
-        parent, _, name = path.rpartition(b"/")
-        directory = self.resolve(parent)
-        inode = self.lookup(directory, name)
-        self.call(Op.UNLINK, directory.nodeid, name + b"\0")
-        inode.named = False
+    def _open_for_server(self, path: bytes, flags: int) -> int:
+        """A descriptor that stands for one of the mount. Those of files can be mapped, and show what the file holds.
 
-    def open_to_map(self, path: bytes, flags: int) -> int:
-        """A descriptor whose mappings show the file.
-
-        For the files of `.meta` they stand for the device's memory, and what is stored there does not come to the
+        For the files of `.meta` they are a copy of the device's memory, and what is stored there does not come to the
         device. Space is the device itself, and the kernel knows when the last mapping of it has gone.
         """
-        opened = self.open(self.resolve(path), flags)
+        if path == b".meta":
+            self._meta = self.openat(path, flags).inode
+            for file in self.private:
+                # The process that has opened them ends now; the supervisor's descriptors stay.
+                self._flush(file)
+            return os.open("/", os.O_PATH | os.O_DIRECTORY)
+        opened = self.openat(path, flags, at=None if b"/" in path else self._meta)
         found = opened.inode.map
         if found is None:
             raise maps.refuse(errno.ENODEV, "no map")
-        if path.rpartition(b"/")[2].startswith(b".space-"):
-            (extent,) = found.ranges()
-            if opened.inode.attr.mode & 0o77 or opened.inode.attr.uid != os.geteuid():
-                raise TwinViolation(f"others may open {path!r}")
-            descriptor = self.hold_space(self.slots[extent.device], opened.inode.nodeid)
-            self.spaces.append(opened)
-            return descriptor
-        descriptor = os.memfd_create(os.fsdecode(path))
-        os.ftruncate(descriptor, opened.inode.size)
+        if not path.startswith(b".space-"):
+            self.private.append(opened)
+            return self._copy(opened.inode)
+        (extent,) = found.ranges()
+        if opened.inode.attr.mode & 0o77 or opened.inode.attr.uid != os.geteuid():
+            raise TwinViolation(f"others may open {path!r}")
+        self.spaces.append(opened)
+        if self.keep_spaces:
+            self.kept.append(self.hold(opened.inode))
+        return self.hold_space(self.slots[extent.device], opened.inode.nodeid)
+
+    def _copy(self, inode: Inode) -> int:
+        descriptor = os.memfd_create(os.fsdecode(inode.path))
+        os.ftruncate(descriptor, inode.size)
         at = 0
-        for piece in self._pieces(opened.inode, 0, opened.inode.size):
+        for piece in self._pieces(inode, 0, inode.size):
             # Mostly zeroes: the copy stays sparse like the original.
             for start in range(0, len(piece), PAGE):
                 page = bytes(piece[start : start + PAGE])
                 if page.strip(b"\0"):
                     os.pwrite(descriptor, page, at + start)
             at += len(piece)
-        self.private.append(opened)
         return descriptor
 
     @staticmethod
@@ -582,22 +322,19 @@ class FakeKernel:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _space_lock(nodeid))
         return descriptor
 
-    def _evict_spaces(self) -> None:
-        """Files of space that have no name and that nobody has open or mapped any more are forgotten."""
-        for opened in list(self.spaces):
-            inode = opened.inode
+    def _look_around(self) -> float | None:
+        """Close a file of new space that nobody has a descriptor or a mapping of any more."""
+        for opened in self.spaces:
             device = self.slots[0]
             assert device is not None
-            if inode.named or not device.is_free(_space_lock(inode.nodeid)):
-                continue
-            self.spaces.remove(opened)
-            if opened.asked:
-                # Nobody waits for the answer to this one.
-                self.send(Op.RELEASE, inode.nodeid, Struct("<QIIQ").pack(opened.handle, opened.flags, 0, 0))
-            if self.keep_spaces:
-                self.kept.append(inode)
-            else:
-                self.forget(inode)
+            if device.is_free(_space_lock(opened.inode.nodeid)):
+                self.spaces.remove(opened)
+                with self._for_server():
+                    self._release(opened)
+                return None
+        return _LOOK_SECONDS if self.spaces else self.timeout
+
+    # -- devices --------------------------------------------------------------------------------
 
     def ioctl(self, number: int, argument: bytes, descriptor: int | None) -> int:
         """What an ioctl on the server's /dev/fuse returns: 0, or -errno."""
@@ -647,22 +384,53 @@ class FakeKernel:
     def root(self) -> Inode:
         """The root directory."""
         if ROOT not in self.inodes:
-            self.inodes[ROOT] = Inode(ROOT, self._getattr(ROOT), b"", 1)
+            attr = self._getattr(ROOT)
+            self.inodes[ROOT] = Inode(ROOT, attr, b"", attr.size, lookups=1)
         return self.inodes[ROOT]
 
     def lookup(self, parent: Inode, name: bytes) -> Inode:
-        """One component of a path. OSError ENOENT."""
-        payload = self.call(Op.LOOKUP, parent.nodeid, name + b"\0", exact=128)
-        return self._entered(payload, parent, name)
+        """LOOKUP of one name. Where it is cached and leads elsewhere now, it is dropped and looked up again. OSError
+        ENOENT."""
+        self.require_silence()
+        path = _join(parent, name)
+        if path in self.dentries:
+            inode = self.dentries[path].inode
+            with self._holding(inode):
+                payload = b""
+                with suppress(OSError):
+                    payload = self._lookup(parent, name)
+                nodeid = int.from_bytes(payload[:8], "little")
+                if nodeid == inode.nodeid:
+                    return self._entered(payload, parent, name)
+                if nodeid:
+                    self._send_forget((nodeid, 1))
+                self._leads_elsewhere(path, nodeid)
+        found = self._entered(self._lookup(parent, name), parent, name)
+        parent.advised = True
+        return found
 
-    def resolve(self, path: bytes) -> Inode:
-        """A path, component by component."""
-        inode = self.root()
+    def _lookup(self, parent: Inode, name: bytes) -> bytes:
+        return self.call(Op.LOOKUP, parent.nodeid, name + b"\0", exact=128)
+
+    def resolve(self, path: bytes, *, again: bool = False, at: Inode | None = None) -> Inode:
+        """The inode that a path leads to, from the directory `at` on. Names are looked up unless they are cached and
+        last; `again`, after ESTALE, each of them."""
+        self.require_silence()
+        inode = at or self.root()
         for name in filter(None, path.split(b"/")):
-            inode = self.lookup(inode, name)
+            inode = self._step(inode, name, again)
         return inode
 
+    def _step(self, parent: Inode, name: bytes, again: bool) -> Inode:
+        cached = self.dentries.get(_join(parent, name))
+        if cached is None or again or not cached.lasts:
+            return self.lookup(parent, name)
+        if cached.inode.listed:
+            cached.inode.listed, parent.advised = False, True
+        return cached.inode
+
     def _entered(self, payload: bytes, parent: Inode, name: bytes) -> Inode:
+        """The server has told of a name: the inode is known once more."""
         nodeid, generation, entry_valid, *_ = ENTRY_HEAD.unpack_from(payload)
         if nodeid == 0:
             if entry_valid:
@@ -670,24 +438,32 @@ class FakeKernel:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         if nodeid == ROOT or generation:
             raise TwinViolation(f"{name!r} is nodeid {nodeid}, generation {generation}")
-        path = parent.path + b"/" + name if parent.path else name
+        path = _join(parent, name)
+        if path in self.dentries and self.dentries[path].inode.nodeid != nodeid:
+            self._leads_elsewhere(path, nodeid)
         attr = Attr(*ATTR.unpack_from(payload, ENTRY_HEAD.size))
         inode = self.inodes.get(nodeid)
-        known = self._nodeids.setdefault(path, nodeid)
-        if known != nodeid or (inode and inode.path != path):
-            raise TwinViolation(f"{path!r} is nodeid {nodeid}, was {known} and is not forgotten: {inode}")
         if inode is None:
-            inode = self.inodes[nodeid] = Inode(nodeid, attr, path, size=attr.size)
-        inode.named = True
+            inode = self.inodes[nodeid] = Inode(nodeid, attr, path, attr.size)
+        elif inode.path != path:
+            raise TwinViolation(f"{path!r} is nodeid {nodeid}, which is not forgotten: {inode}")
         inode.lookups += 1
+        self.dentries[path] = Dentry(inode, entry_valid > 0)
         self._took(inode, attr)
         return inode
+
+    def _leads_elsewhere(self, path: bytes, nodeid: int) -> None:
+        """A cached name has become that of another inode, or of none."""
+        inode = self.dentries[path].inode if path in self.dentries else None
+        if inode and inode.map and nodeid:
+            raise TwinViolation(f"{path!r} is nodeid {nodeid} now, but was mapped as {inode.nodeid}")
+        self._drop_name(path)
 
     def _took(self, inode: Inode, attr: Attr) -> None:
         """Attributes have come from the server."""
         if attr.kind not in (stat.S_IFREG, stat.S_IFDIR) or attr.kind != inode.attr.kind or attr.size >> 63:
             raise TwinViolation(f"{inode.path!r} has mode {attr.mode:o} and size {attr.size}")
-        if attr.size != inode.size and not inode.is_directory and not (inode.fresh and inode.map is None):
+        if attr.size != inode.size and not inode.is_directory and not inode.created:
             raise TwinViolation(f"the size of {inode.path!r} goes from {inode.size} to {attr.size}: EIO for ever")
         inode.attr, inode.size = attr, attr.size
 
@@ -696,7 +472,7 @@ class FakeKernel:
         return Attr(*ATTR.unpack_from(payload, ATTR_HEAD.size))
 
     def getattr(self, inode: Inode) -> Attr:
-        """stat(2) with nothing cached."""
+        """fstat(2) with nothing cached."""
         self._took(inode, self._getattr(inode.nodeid))
         return inode.attr
 
@@ -707,60 +483,119 @@ class FakeKernel:
         self._took(inode, Attr(*ATTR.unpack_from(payload, ATTR_HEAD.size)))
         return inode.attr
 
-    def forget(self, inode: Inode) -> None:
-        """Evict an inode; nothing may answer that."""
-        self.send(Op.FORGET, inode.nodeid, Struct("<Q").pack(inode.lookups), no_reply=True)
-        self._evict(inode)
+    def mkdir(self, parent: Inode, name: bytes, mode: int = 0o755) -> Inode:
+        """MKDIR."""
+        payload = self.call(Op.MKDIR, parent.nodeid, Struct("<II").pack(mode, 0o22) + name + b"\0", exact=128)
+        return self._entered(payload, parent, name)
 
-    def forget_all(self, inodes: Sequence[Inode]) -> None:
-        """Evict several at once."""
-        rows = b"".join(Struct("<QQ").pack(inode.nodeid, inode.lookups) for inode in inodes)
-        self.send(Op.BATCH_FORGET, 0, Struct("<II").pack(len(inodes), 0) + rows, no_reply=True)
+    # -- forgetting -----------------------------------------------------------------------------
+
+    def forget(self, *inodes: Inode) -> None:
+        """Evict inodes that nobody has open, as when memory is short: FORGET, or BATCH_FORGET for several."""
         for inode in inodes:
-            self._evict(inode)
+            assert not inode.opens, f"{inode} is open"
+            self.lose_inode(inode)
+        self._send_forget(*((inode.nodeid, inode.lookups) for inode in inodes))
 
-    def _evict(self, inode: Inode) -> None:
-        del self.inodes[inode.nodeid], self._nodeids[inode.path]
+    def lose_inode(self, inode: Inode) -> None:
+        """The inode is gone, and so is its name."""
+        if self.is_named(inode):
+            del self.dentries[inode.path]
+        del self.inodes[inode.nodeid]
         for spans in self._live.values():
             spans[:] = [span for span in spans if span[2] != inode.nodeid]
 
-    def mkdir(self, parent: Inode, name: bytes, mode: int = 0o755) -> Inode:
-        """mkdir(2)."""
-        payload = self.call(Op.MKDIR, parent.nodeid, Struct("<II").pack(mode, 0o22) + name + b"\0", exact=128)
-        return self._entered(payload, parent, name)
+    def _send_forget(self, *rows: tuple[int, int]) -> None:
+        if len(rows) == 1:
+            self.send(Op.FORGET, rows[0][0], Struct("<Q").pack(rows[0][1]), no_reply=True)
+        else:
+            body = b"".join(Struct("<QQ").pack(*row) for row in rows)
+            self.send(Op.BATCH_FORGET, 0, Struct("<II").pack(len(rows), 0) + body, no_reply=True)
+
+    def is_named(self, inode: Inode) -> bool:
+        """Whether a cached name leads to it."""
+        return inode.path in self.dentries and self.dentries[inode.path].inode is inode
+
+    def _name_is_invalid(self, parent: int, name: bytes) -> None:
+        if parent in self.inodes:
+            self._drop_name(_join(self.inodes[parent], name))
+
+    def _drop_name(self, path: bytes) -> None:
+        """A name is not cached any more, nor are those below it."""
+        for below in sorted((name for name in self.dentries if (name + b"/").startswith(path + b"/")), reverse=True):
+            self._evict_unused(self.dentries.pop(below).inode)
+
+    def _evict_unused(self, inode: Inode) -> None:
+        """An inode that has no name, and that nobody has open, is forgotten at once."""
+        if not inode.opens and not self.is_named(inode) and inode.nodeid != ROOT:
+            self.forget(inode)
+
+    @contextmanager
+    def _holding(self, inode: Inode) -> Iterator[None]:
+        inode.opens += 1
+        try:
+            yield
+        finally:
+            self._let_go(inode)
+
+    def _let_go(self, inode: Inode) -> None:
+        inode.opens -= 1
+        self._evict_unused(inode)
+
+    def drop_caches(self) -> None:
+        """Forget all names and inodes that are not in use. An open file holds the directories above it, even if its own
+        name is not cached any more."""
+        self.require_silence()
+        opened = [inode.path for inode in self.inodes.values() if inode.opens]
+        for path in sorted(self.dentries, reverse=True):
+            is_above = any(other.startswith(path + b"/") for other in opened)
+            if not is_above and not self.dentries[path].inode.opens:
+                self._drop_name(path)
+
+    # -- listing --------------------------------------------------------------------------------
 
     def listing(self, directory: Inode, size: int = PAGE, cookie: int = 0) -> Iterator[tuple[bytes, Inode | None]]:
         """A directory's entries behind `cookie` by READDIRPLUS, in reads of `size` bytes; no inode with `.`, `..`, and
         names alone."""
-        handle, *_ = OPEN_OUT.unpack(self.call(Op.OPENDIR, directory.nodeid, bytes(8), exact=16))
-        while payload := self._list(Op.READDIRPLUS, directory, handle, cookie, size):
-            at = 0
-            while at < len(payload):
-                ino, cookie, namelen, kind = DIRENT.unpack_from(payload, at + 128)
-                name = self._dirent_name(payload, at + 152, namelen)
-                nodeid, *_ = ENTRY_HEAD.unpack_from(payload, at)
-                # A kernel takes no reference on these two, whatever the server says of them.
-                plain = nodeid and name not in (b".", b"..")
-                inode = self._entered(payload[at : at + 128], directory, name) if plain else None
-                if inode and (inode.attr.ino, inode.attr.kind >> 12) != (ino, kind):
-                    raise TwinViolation(f"{name!r} is listed as inode {ino} of type {kind}")
-                yield name, inode
-                at += (152 + namelen + 7) & ~7
-        self.call(Op.RELEASEDIR, directory.nodeid, Struct("<QIIQ").pack(handle, 0, 0, 0))
+        for name, _, inode in self._entries(directory, size, cookie, lambda _: Op.READDIRPLUS):
+            yield name, inode
 
     def names(self, directory: Inode, size: int = PAGE, cookie: int = 0) -> Iterator[tuple[bytes, int]]:
         """A directory's entries behind `cookie` by READDIR, as names and inode numbers."""
-        handle, *_ = OPEN_OUT.unpack(self.call(Op.OPENDIR, directory.nodeid, bytes(8), exact=16))
-        while payload := self._list(Op.READDIR, directory, handle, cookie, size):
-            at = 0
-            while at < len(payload):
-                ino, cookie, namelen, _ = DIRENT.unpack_from(payload, at)
-                yield self._dirent_name(payload, at + DIRENT.size, namelen), ino
-                at += (DIRENT.size + namelen + 7) & ~7
-        self.call(Op.RELEASEDIR, directory.nodeid, Struct("<QIIQ").pack(handle, 0, 0, 0))
+        for name, ino, _ in self._entries(directory, size, cookie, lambda _: Op.READDIR):
+            yield name, ino
 
-    def _list(self, opcode: Op, directory: Inode, handle: int, cookie: int, size: int) -> bytes:
-        return self.call(opcode, directory.nodeid, IO_IN.pack(handle, cookie, size, 0, 0, 0, 0), most=size)
+    def _entries(
+        self, directory: Inode, size: int, cookie: int, ask: Callable[[int], Op]
+    ) -> Iterator[tuple[bytes, int, Inode | None]]:
+        """Names, inode numbers, and the inodes that READDIRPLUS tells of; `ask` chooses the request by the cookie."""
+        handle, *_ = OPEN_OUT.unpack(self.call(Op.OPENDIR, directory.nodeid, bytes(8), exact=16))
+        with self._holding(directory):
+            while True:
+                opcode = ask(cookie)
+                body = IO_IN.pack(handle, cookie, size, 0, 0, 0, 0)
+                payload = self.call(opcode, directory.nodeid, body, most=size)
+                if not payload:
+                    break
+                at, head = 0, 128 if opcode is Op.READDIRPLUS else 0
+                while at < len(payload):
+                    ino, cookie, namelen, kind = DIRENT.unpack_from(payload, at + head)
+                    name = self._dirent_name(payload, at + head + DIRENT.size, namelen)
+                    inode = self._described(payload[at : at + head], directory, name) if head else None
+                    if inode and (inode.attr.ino, inode.attr.kind >> 12) != (ino, kind):
+                        raise TwinViolation(f"{name!r} is listed as inode {ino} of type {kind}")
+                    yield name, ino, inode
+                    at += (head + DIRENT.size + namelen + 7) & ~7
+            self.call(Op.RELEASEDIR, directory.nodeid, RELEASE_IN.pack(handle, 0, 0, 0))
+
+    def _described(self, entry: bytes, directory: Inode, name: bytes) -> Inode | None:
+        """What a record of READDIRPLUS tells of. A kernel takes no reference on `.` and `..`, whatever is said of
+        them."""
+        if entry[:8] == bytes(8) or name in (b".", b".."):
+            return None
+        inode = self._entered(entry, directory, name)
+        inode.listed = True
+        return inode
 
     def _dirent_name(self, payload: bytes, at: int, length: int) -> bytes:
         name = payload[at : at + length]
@@ -781,51 +616,102 @@ class FakeKernel:
                     if inode.is_directory:
                         todo.append(inode)
 
-    # -- opening --------------------------------------------------------------------------------
+    # -- system calls by path -------------------------------------------------------------------
+
+    def openat(self, path: bytes, flags: int = os.O_RDONLY, mode: int = 0o644, *, at: Inode | None = None) -> OpenFile:
+        """open(2); paths begin at the root, or at the directory `at`."""
+        exclusive = flags & os.O_CREAT != 0 and flags & os.O_EXCL != 0
+
+        def attempt(again: bool) -> OpenFile:
+            above, _, name = path.rpartition(b"/")
+            parent = self.resolve(above, again=again, at=at)
+            try:
+                inode = self._step(parent, name, again or exclusive)
+            except FileNotFoundError:
+                if not flags & os.O_CREAT:
+                    raise
+                return self.create(parent, name, mode)
+            if exclusive:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            return self.hold(inode) if flags & os.O_PATH else self.open(inode, flags)
+
+        return self._twice(attempt)
+
+    def statx(self, path: bytes) -> Attr:
+        """stat(2) with no attributes cached."""
+        return self._twice(lambda again: self.getattr(self.resolve(path, again=again)))
+
+    def mkdirat(self, path: bytes, mode: int = 0o755) -> Inode:
+        """mkdir(2)."""
+        above, _, name = path.rpartition(b"/")
+        parent = self.resolve(above)
+        with suppress(FileNotFoundError):
+            self.lookup(parent, name)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return self.mkdir(parent, name, mode)
+
+    def unlinkat(self, path: bytes, *, at: Inode | None = None) -> None:
+        """unlink(2)."""
+        above, _, name = path.rpartition(b"/")
+        parent = self.resolve(above, at=at)
+        self._step(parent, name, False)
+        self.call(Op.UNLINK, parent.nodeid, name + b"\0")
+        self._drop_name(_join(parent, name))
+
+    def listdir(self, path: bytes) -> list[bytes]:
+        """What readdir(3) gives: with attributes at first, and later on if names of the directory are in use."""
+        directory = self.resolve(path)
+
+        def ask(cookie: int) -> Op:
+            plus, directory.advised = directory.advised or not cookie, False
+            return Op.READDIRPLUS if plus else Op.READDIR
+
+        return [name for name, _, _ in self._entries(directory, GETDENTS, 0, ask) if name not in (b".", b"..")]
+
+    @staticmethod
+    def _twice(attempt: Callable[[bool], Result]) -> Result:
+        """Make a system call. After ESTALE it is made once more, and then each name is looked up, cached or not."""
+        try:
+            return attempt(False)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        return attempt(True)
+
+    # -- open files -----------------------------------------------------------------------------
 
     def open(self, inode: Inode, flags: int = os.O_RDONLY) -> OpenFile:
-        """open(2) of a regular file, with the map that belongs to it (protocol 2.1, 2.2)."""
-        truncate, handle, asked = flags & os.O_TRUNC, 0, not self.no_open
-        if asked:
+        """Open a regular file, with the map that belongs to it (protocol 2.1, 2.2)."""
+        assert self.inodes.get(inode.nodeid) is inode, f"{inode} is not known any more"
+        if inode.attr.uid == NO_OWNER and flags & os.O_ACCMODE != os.O_RDONLY:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        file = OpenFile(inode, flags)
+        with self._holding(inode):
+            if not self.no_open:
+                self._ask_to_open(file)
+            inode.opens += 1
             try:
-                body = Struct("<II").pack(flags & ~(os.O_TRUNC | os.O_CREAT) | 0x8000, 0)
-                handle, _, _ = OPEN_OUT.unpack(self.call(Op.OPEN, inode.nodeid, body, exact=16))
-            except OSError as error:
-                if error.errno != errno.ENOSYS:
-                    raise
-                self.no_open, asked = True, False
-        file = OpenFile(inode, handle, asked, flags)
-        try:
-            if self.famfs and inode.map is None:
-                self._fetch(inode)
-            if truncate:
-                self.setattr(inode, _SETATTR_SIZE | _SETATTR_LOCKOWNER, size=0)
-        except OSError:
-            self._release(file)
-            raise
+                if self.famfs and inode.map is None:
+                    self._fetch(inode)
+                if flags & os.O_TRUNC:
+                    self._ask_for_capability(inode)
+                    self.setattr(inode, _SETATTR_SIZE | _SETATTR_LOCKOWNER, size=0)
+            except OSError:
+                self._release(file)
+                raise
         return file
 
-    def close_file(self, file: OpenFile) -> None:
-        """close(2) of the last descriptor."""
-        if not self.no_flush:
-            try:
-                self.call(Op.FLUSH, file.inode.nodeid, Struct("<Q8xQ").pack(file.handle, 0))
-            except OSError as error:
-                if error.errno != errno.ENOSYS:
-                    raise
-                self.no_flush = True
-            else:
-                raise TwinViolation("FLUSH succeeds: a server that is killed may never be reaped")
-        self._release(file)
-
-    def _release(self, file: OpenFile) -> None:
-        if file.asked:
-            body = Struct("<QIIQ").pack(file.handle, file.flags, 0, 0)
-            with suppress(OSError):
-                self.call(Op.RELEASE, file.inode.nodeid, body)
+    def _ask_to_open(self, file: OpenFile) -> None:
+        body = Struct("<II").pack(file.flags & ~(os.O_TRUNC | os.O_CREAT | os.O_EXCL) | 0x8000, 0)
+        try:
+            file.handle, _, _ = OPEN_OUT.unpack(self.call(Op.OPEN, file.inode.nodeid, body, exact=16))
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            self.no_open = True
 
     def create(self, parent: Inode, name: bytes, mode: int = 0o644) -> OpenFile:
-        """open(2) with O_CREAT of a name that does not exist."""
+        """CREATE, of a name that does not exist."""
         body = Struct("<4I").pack(os.O_RDWR | os.O_CREAT | 0x8000, mode, 0o22, 0) + name + b"\0"
         try:
             payload = self.call(Op.CREATE, parent.nodeid, body, exact=144)
@@ -839,8 +725,46 @@ class FakeKernel:
         if self.famfs and not open_flags & _FOPEN_DIRECT_IO:
             raise TwinViolation("a buffered CREATE: once the file is mapped, the next fault hangs for ever")
         inode = self._entered(payload[:128], parent, name)
-        inode.fresh = True
-        return OpenFile(inode, handle, True, os.O_RDWR)
+        inode.created = True
+        inode.opens += 1
+        return OpenFile(inode, os.O_RDWR, handle)
+
+    def hold(self, inode: Inode) -> OpenFile:
+        """open(2) with O_PATH."""
+        inode.opens += 1
+        return OpenFile(inode, os.O_PATH)
+
+    def open_held(self, file: OpenFile, flags: int = os.O_RDONLY) -> OpenFile:
+        """open(2) of /proc/self/fd/N: the inode itself, whatever its name leads to."""
+        return self._twice(lambda again: self.open(file.inode, flags))
+
+    def close_file(self, file: OpenFile) -> None:
+        """close(2) of the last descriptor."""
+        self._flush(file)
+        self._release(file)
+
+    def _flush(self, file: OpenFile) -> None:
+        if self.no_flush or file.flags & os.O_PATH:
+            return
+        try:
+            self.call(Op.FLUSH, file.inode.nodeid, Struct("<Q8xQ").pack(file.handle, 0))
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            self.no_flush = True
+        else:
+            raise TwinViolation("FLUSH succeeds: a server that is killed may never be reaped")
+
+    def _release(self, file: OpenFile) -> None:
+        """The descriptor or a mapping goes, and with the last of them the open file: by a RELEASE, unless an OPEN has
+        ever been ENOSYS, of whatever file."""
+        file.users -= 1
+        if file.users:
+            return
+        if not self.no_open and not file.flags & os.O_PATH:
+            with suppress(OSError):
+                self.call(Op.RELEASE, file.inode.nodeid, RELEASE_IN.pack(file.handle, file.flags, 0, 0))
+        self._let_go(file.inode)
 
     def fetch_fmap(self, nodeid: int) -> bytes:
         """GET_FMAP as this kernel's dialect asks: the payload of the last reply."""
@@ -868,6 +792,8 @@ class FakeKernel:
         payload = self.fetch_fmap(inode.nodeid)
         found = maps.parse(self.dialect, payload)
         maps.check_served(payload, found)
+        if inode.created:
+            raise TwinViolation(f"{inode.path!r} was made as this inode: its cached pages hang the next fault for ever")
         fresh = self._getattr(inode.nodeid).size
         if not found.size == inode.size == fresh:
             raise TwinViolation(f"{inode.path!r}: size {found.size} in the map, {inode.size} at LOOKUP, {fresh} now")
@@ -879,7 +805,7 @@ class FakeKernel:
         else:
             inode.failed = any(index not in self.slots for index in indexes)
         self._occupy(inode, found)
-        inode.map, inode.fresh = found, False
+        inode.map = found
 
     def _occupy(self, inode: Inode, found: Map) -> None:
         """The kernel never checks this: no two live maps may share a page, and none may leave the data area."""
@@ -914,17 +840,58 @@ class FakeKernel:
 
     def write(self, file: OpenFile, offset: int, data: bytes) -> int:
         """pwrite(2), likewise; the number of bytes written, 0 at the end of a mapped file."""
+        done = 0
         if file.inode.map:
-            done = 0
             for piece in self._pieces(file.inode, offset, len(data)):
                 piece[:] = data[done : done + len(piece)]
                 done += len(piece)
             return done
-        body = IO_IN.pack(file.handle, offset, len(data), 0, 0, 0, 0) + data
-        count, _ = Struct("<II").unpack(self.call(Op.WRITE, file.inode.nodeid, body, exact=8))
-        if file.inode.fresh:
-            file.inode.size = max(file.inode.size, offset + count)
-        return int(count)
+        while part := data[done : done + self.max_write]:
+            body = IO_IN.pack(file.handle, offset + done, len(part), 0, 0, 0, 0) + part
+            count, _ = Struct("<II").unpack(self.call(Op.WRITE, file.inode.nodeid, body, exact=8))
+            done += count
+            file.inode.size = max(file.inode.size, offset + done)
+            if count < len(part):
+                break
+        return done
+
+    def truncate(self, file: OpenFile, size: int) -> None:
+        """ftruncate(2)."""
+        self._ask_for_capability(file.inode)
+        valid = _SETATTR_SIZE | _SETATTR_FH | _SETATTR_LOCKOWNER
+        self.setattr(file.inode, valid, size=size, handle=file.handle)
+
+    def allocate(self, file: OpenFile, offset: int, length: int) -> None:
+        """fallocate(2)."""
+        self._ask_for_capability(file.inode)
+        self.call(Op.FALLOCATE, file.inode.nodeid, Struct("<QQQII").pack(file.handle, offset, length, 0, 0))
+        file.inode.size = max(file.inode.size, offset + length)
+
+    def _ask_for_capability(self, inode: Inode) -> None:
+        """Whoever changes a file takes its capabilities away, if it has any."""
+        with suppress(OSError):
+            self.call(Op.GETXATTR, inode.nodeid, bytes(8) + b"security.capability\0", exact=8)
+
+    def fsync(self, file: OpenFile) -> None:
+        """fsync(2)."""
+        self.call(Op.FSYNC, file.inode.nodeid, Struct("<QII").pack(file.handle, 0, 0))
+
+    def map(self, file: OpenFile, *, private: bool = False) -> None:
+        """mmap(2), which keeps the file open. Without a map there are private mappings alone, by the page cache."""
+        if file.inode.map is None and not private:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+        file.users += 1
+
+    def touch(self, file: OpenFile, offset: int) -> int:
+        """The byte that a mapping shows, touched for the first time."""
+        if file.inode.map is None:
+            body = IO_IN.pack(file.handle, offset // PAGE * PAGE, PAGE, 0, 0, 0, 0)
+            return self.call(Op.READ, file.inode.nodeid, body, most=PAGE)[offset % PAGE]
+        return self.read(file, offset, 1)[0]
+
+    def unmap(self, file: OpenFile) -> None:
+        """munmap(2)."""
+        self._release(file)
 
     def _pieces(self, inode: Inode, offset: int, length: int) -> Iterator[memoryview]:
         """The device memory of a range, by the checks of protocol 2.3 and the arithmetic of 6.4."""
@@ -945,3 +912,7 @@ class FakeKernel:
                 raise maps.refuse(errno.EFAULT, "behind the end of the device")
             yield memoryview(device.memory)[extent.offset : extent.offset + extent.length]
             offset += extent.length
+
+
+def _join(parent: Inode, name: bytes) -> bytes:
+    return parent.path + b"/" + name if parent.path else name

@@ -121,11 +121,9 @@ def _opening(kernel: socket.socket) -> Callable[..., int]:
     real = os.open
 
     def opening(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-        if not _asks_kernel(path, dir_fd):
-            return real(path, flags, mode, dir_fd=dir_fd)
-        if path == ".meta":
-            return real("/", flags)
-        return _ask(kernel, "open", flags, path)[0]
+        if _asks_kernel(path, dir_fd):
+            return _ask(kernel, "open", flags, path)[0]
+        return real(path, flags, mode, dir_fd=dir_fd)
 
     return opening
 

@@ -2,15 +2,16 @@
 """A device that the server may not map: superblock and log come through the mount, from a kernel that has maps."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from struct import Struct
+from uuid import UUID
 
 import pytest
 
 from famfs_server.omf import layout
 from tests.twin import trees
-from tests.twin.kernel import Exchange, Op
+from tests.twin.connection import Exchange, Op
 from tests.twin.maps import Dialect
 from tests.twin.server import Refused, Twin
 from tests.twin.trees import Tree
@@ -26,9 +27,9 @@ def tree(golden_image: Callable[[str, Path], Path], tmp_path: Path) -> Tree:
 class Site:
     """A twin, and all that it was asked."""
 
-    def __init__(self, tree: Tree, dialect: Dialect, *words: str, **more: object) -> None:
+    def __init__(self, tree: Tree, dialect: Dialect, *words: str, named: bool = True, **more: object) -> None:
         self.asked: list[Exchange] = []
-        options = (f"dialect={dialect.value}", "fmap=require", *words)
+        options = (*([f"dialect={dialect.value}"] if named else []), "fmap=require", *words)
         arguments = {"host": tree.host, "metadata_end": tree.metadata_end, **more}
         self.twin = Twin(tree.image, dialect, words=options, famfs_mode=True, watch=self.asked.append, **arguments)
 
@@ -47,21 +48,30 @@ def site(request: pytest.FixtureRequest, tree: Tree) -> Iterator[Site]:
     assert site.twin.end() == 0, site.twin.log()
 
 
-def open_requests(dialect: Dialect, *, first: bool, lookups: int, again: bool = False) -> list[int]:
-    """What opening a file asks for, GETATTR apart."""
-    wanted = [Op.LOOKUP] * lookups + ([] if again else [Op.OPEN]) + [Op.GET_FMAP]
-    return [*wanted, Op.GET_DAXDEV] if first and dialect is Dialect.PULL else wanted
-
-
 def test_order_of_messages(site: Site) -> None:
-    """Nothing but the two files, each with its map, before there is a volume; then no request at all."""
-    dialect = site.twin.kernel.dialect
-    assert dialect is not None
+    """Nothing but the two files, each with its map, and their directory before there is a volume; then no request at
+    all."""
     asked = [opcode for opcode in site.opcodes() if opcode != Op.GETATTR]
-    first = open_requests(dialect, first=True, lookups=2)
-    second = open_requests(dialect, first=False, lookups=2, again=True)
-    assert asked == [Op.INIT, *first, *second]
-    assert site.twin.kernel.no_open
+    device = [Op.GET_DAXDEV] if site.twin.kernel.dialect is Dialect.PULL else []
+    file = [Op.LOOKUP, Op.LOOKUP, Op.OPEN, Op.GET_FMAP]
+    assert asked == [Op.INIT, *file, *device, *file, Op.LOOKUP, Op.FLUSH]
+    assert site.twin.kernel.no_flush
+    assert not site.twin.kernel.no_open
+
+
+@pytest.mark.parametrize("dialect", [Dialect.PUSH, Dialect.PUSH_INTERLEAVE])
+def test_dialect_is_told_by_the_first_map(dialect: Dialect, tree: Tree) -> None:
+    """Without a word of the operator: the first map is interleaved, and a kernel that refuses it asks once more."""
+    site = Site(tree, dialect, named=False)
+    kernel = site.twin.mount()
+    asked = [opcode for opcode in site.opcodes() if opcode != Op.GETATTR]
+    file = [Op.LOOKUP, Op.LOOKUP, Op.OPEN, Op.GET_FMAP]
+    refused = [*file, Op.RELEASE] if dialect is Dialect.PUSH else []
+    assert asked == [Op.INIT, *refused, *file, *file, Op.LOOKUP, Op.FLUSH]
+    striped = kernel.openat(b"striped_32m")
+    assert striped.inode.map is not None
+    assert bool(striped.inode.map.striped) == (dialect is Dialect.PUSH_INTERLEAVE)
+    assert site.twin.end() == 0
 
 
 def test_maps_are_those_of_the_two_files(site: Site, tree: Tree) -> None:
@@ -142,14 +152,36 @@ def test_client(tree: Tree) -> None:
     assert site.twin.end() == 0
 
 
-def test_every_open_is_asked_for(tree: Tree) -> None:
-    site = Site(tree, Dialect.PULL, "no_open=off")
+@pytest.mark.parametrize(
+    ("host", "words", "asks"),
+    [
+        (trees.MASTER, (), True),
+        (trees.MASTER, ("nocreate",), False),
+        (trees.MASTER, ("ro",), False),
+        (trees.OTHER_DEVICE, (), False),
+        (trees.OTHER_DEVICE, ("no_open=off",), True),
+    ],
+    ids=["master", "nocreate", "ro", "client", "no_open=off"],
+)
+def test_opens_are_asked_for_where_files_can_be_new(host: UUID, words: Sequence[str], asks: bool, tree: Tree) -> None:
+    """Elsewhere nothing is asked once a file is mapped, and no RELEASE is sent for what was opened before."""
+    site = Site(tree, Dialect.PULL, *words, host=host)
     kernel = site.twin.mount()
-    assert not kernel.no_open
-    kernel.close_file(kernel.open(kernel.resolve(b"sd/odd")))
-    kernel.close_file(kernel.open(kernel.resolve(b"sd/odd")))
-    assert not kernel.no_open
-    assert site.opcodes().count(Op.OPEN) == 4
+    site.opcodes()
+    for _ in range(3):
+        kernel.close_file(kernel.openat(b"sd/odd"))
+    kernel.close_file(kernel.openat(b"sd/eight"))
+    asked = [opcode for opcode in site.opcodes() if opcode not in (Op.GETATTR, Op.LOOKUP)]
+    if asks:
+        again = [Op.OPEN, Op.RELEASE]
+        first = [Op.OPEN, Op.GET_FMAP, Op.RELEASE]
+        assert asked == [*first, *again, *again, *first]
+    else:
+        assert asked == [Op.OPEN, Op.GET_FMAP, Op.GET_FMAP]
+    assert kernel.no_open == (not asks)
+    site.twin.succeed()
+    assert int.from_bytes(kernel.read(kernel.openat(b".meta/.superblock"), 0, 8), "little") == layout.SUPERBLOCK_MAGIC
+    assert (Op.OPEN in site.opcodes()) == asks
     assert site.twin.end() == 0
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import pytest
 
 from tests.twin import maps
-from tests.twin.kernel import (
+from tests.twin.connection import (
     ATTR,
     ATTR_HEAD,
     ENTRY_HEAD,
@@ -21,14 +21,11 @@ from tests.twin.kernel import (
     INIT_OUT,
     OPEN_OUT,
     OUT_HEADER,
-    PUSH_ARGUMENT,
-    PUSH_IOCTL,
     STOCK,
     Bit,
-    Device,
-    FakeKernel,
     Op,
 )
+from tests.twin.kernel import PUSH_ARGUMENT, PUSH_IOCTL, Device, FakeKernel
 from tests.twin.maps import EXTENT, HEADER, INTERLEAVE, PMD, SIMPLE, STRIPED, Dialect, Extent, Map, TwinViolation
 
 PULL, PUSH, BOTH = Dialect.PULL, Dialect.PUSH, Dialect.PUSH_INTERLEAVE
@@ -169,8 +166,10 @@ def liar(
     *,
     init: bool = True,
     timeout: float = 20,
+    heard: list[tuple[Op, int]] | None = None,
 ) -> Iterator[FakeKernel]:
-    """A kernel whose server has files 10 and 11 of 2 MiB, called `a` and `b`; `lies` replace answers by opcode."""
+    """A kernel whose server has files 10 and 11 of 2 MiB, called `a` and `b`; `lies` replace answers by opcode, and
+    `heard` gets what is asked."""
     truth: dict[str, Answer] = {
         "INIT": just(init_out()),
         "GETATTR": lambda unique, nodeid: [
@@ -194,6 +193,8 @@ def liar(
         with suppress(BrokenPipeError, ConnectionResetError):
             while request := theirs.recv(1 << 16):
                 _, opcode, unique, nodeid, *_ = IN_HEADER.unpack_from(request)
+                if heard is not None:
+                    heard.append((Op(opcode), nodeid))
                 for datagram in truth[Op(opcode).name](unique, nodeid):
                     theirs.send(datagram)
 
@@ -318,14 +319,108 @@ def test_two_files_in_one_place(image: Path) -> None:
             kernel.open(other)
 
 
-def test_second_nodeid_for_one_file(image: Path) -> None:
-    by_turns = iter((10, 11, 12))
-    with liar(image, lies={"LOOKUP": lambda unique, nodeid: [reply(unique, entry(next(by_turns)))]}) as kernel:
-        first = kernel.lookup(kernel.root(), b"a")
-        with pytest.raises(TwinViolation, match="not forgotten"):
+def in_turn(*answers: Answer) -> Answer:
+    """One after the other."""
+    rest = iter(answers)
+    return lambda unique, nodeid: next(rest)(unique, nodeid)
+
+
+CREATED = just(entry(10, 0) + OPEN_OUT.pack(0, 1, 0))
+
+
+def test_name_that_leads_to_another_inode(image: Path) -> None:
+    """It is dropped and looked up once more; the old inode lives beside the new one as long as somebody has it open."""
+    heard: list[tuple[Op, int]] = []
+    lies = {"LOOKUP": in_turn(*map(just, (entry(10), entry(11), entry(11), entry(11))))}
+    with liar(image, lies=lies, heard=heard) as kernel:
+        old = kernel.hold(kernel.lookup(kernel.root(), b"a"))
+        heard.clear()
+        found = kernel.lookup(kernel.root(), b"a")
+        assert kernel.lookup(kernel.root(), b"a") is found
+        assert (found.nodeid, found.lookups, old.inode.lookups) == (11, 2, 1)
+        assert kernel.inodes.keys() == {1, 10, 11}
+        kernel.close_file(old)
+        assert kernel.inodes.keys() == {1, 11}
+        kernel.close_file(kernel.open(found))
+    asked = [Op.LOOKUP, Op.FORGET, Op.LOOKUP, Op.LOOKUP, Op.FORGET, Op.OPEN, Op.GET_FMAP]
+    assert [opcode for opcode, _ in heard if opcode is not Op.GETATTR][:7] == asked
+    assert [nodeid for opcode, nodeid in heard if opcode is Op.FORGET] == [11, 10]
+
+
+def test_name_that_is_missing_now(image: Path) -> None:
+    heard: list[tuple[Op, int]] = []
+    missing = just(b"", errno.ENOENT)
+    with liar(image, lies={"LOOKUP": in_turn(just(entry(10)), missing, missing)}, heard=heard) as kernel:
+        kernel.lookup(kernel.root(), b"a")
+        heard.clear()
+        with pytest.raises(FileNotFoundError):
             kernel.lookup(kernel.root(), b"a")
-        kernel.forget(first)
-        assert kernel.lookup(kernel.root(), b"a").nodeid == 12
+        assert kernel.inodes.keys() == {1}
+    assert heard == [(Op.LOOKUP, 1), (Op.FORGET, 10), (Op.LOOKUP, 1)]
+
+
+def test_second_nodeid_for_a_mapped_file(image: Path) -> None:
+    with liar(image, lies={"LOOKUP": in_turn(just(entry(10)), just(entry(11)))}) as kernel:
+        kernel.open(kernel.lookup(kernel.root(), b"a"))
+        with pytest.raises(TwinViolation, match="was mapped as 10"):
+            kernel.lookup(kernel.root(), b"a")
+
+
+def test_names_are_looked_up_as_long_as_they_are_not_cached(image: Path) -> None:
+    heard: list[tuple[Op, int]] = []
+    for valid, lookups in ((60, 1), (0, 3)):
+        heard.clear()
+        with liar(image, lies={"LOOKUP": just(entry(10, valid=valid))}, heard=heard) as kernel:
+            for _ in range(3):
+                kernel.close_file(kernel.openat(b"a"))
+        assert heard.count((Op.LOOKUP, 1)) == lookups
+        assert heard.count((Op.OPEN, 10)) == heard.count((Op.RELEASE, 10)) == 3
+        assert heard.count((Op.GET_FMAP, 10)) == heard.count((Op.FLUSH, 10)) == 1
+
+
+@pytest.mark.parametrize(("times", "opened"), [(1, True), (2, False)])
+def test_stale_file_is_opened_once_more(times: int, opened: bool, image: Path) -> None:
+    """And each name is looked up then, cached or not."""
+    heard: list[tuple[Op, int]] = []
+    stale = just(b"", errno.ESTALE)
+    lies = {"OPEN": in_turn(*[stale] * times, *[just(OPEN_OUT.pack(0, 0, 0))] * 2)}
+    with liar(image, lies=lies, heard=heard) as kernel:
+        kernel.lookup(kernel.root(), b"a")
+        heard.clear()
+        if opened:
+            kernel.openat(b"a")
+        else:
+            with pytest.raises(OSError, match="Stale"):
+                kernel.openat(b"a")
+    asked = [opcode for opcode, _ in heard if opcode is not Op.GETATTR]
+    assert asked[:3] == [Op.OPEN, Op.LOOKUP, Op.OPEN]
+    assert (Op.GET_FMAP in asked) == opened
+
+
+def test_no_release_once_an_open_was_not_implemented(image: Path) -> None:
+    """Not even for files that were opened or made before."""
+    heard: list[tuple[Op, int]] = []
+    lies = {
+        "CREATE": CREATED,
+        "LOOKUP": just(entry(11)),
+        "OPEN": in_turn(just(OPEN_OUT.pack(5, 0, 0)), just(b"", errno.ENOSYS)),
+    }
+    with liar(image, lies=lies, heard=heard) as kernel:
+        made = kernel.create(kernel.root(), b"a")
+        files = [kernel.openat(b"b"), kernel.openat(b"b"), kernel.openat(b"b"), made]
+        for file in files:
+            kernel.close_file(file)
+        assert made.inode.opens == files[0].inode.opens == 0
+    assert [opcode for opcode, _ in heard].count(Op.OPEN) == 2
+    assert Op.RELEASE not in [opcode for opcode, _ in heard]
+
+
+def test_map_for_the_inode_that_a_file_was_made_as(image: Path) -> None:
+    with liar(image, lies={"CREATE": CREATED}) as kernel:
+        made = kernel.create(kernel.root(), b"a")
+        with pytest.raises(TwinViolation, match="made as this inode"):
+            kernel.openat(b"a")
+        assert made.inode.map is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import pytest
 from famfs_server.omf import append, layout, log
 from famfs_server.omf.log import Fmap
 from tests.twin import trees
-from tests.twin.kernel import IO_IN, Device, FakeKernel, Op
+from tests.twin.connection import IO_IN, Op
+from tests.twin.kernel import Device, FakeKernel
 from tests.twin.maps import PMD, Dialect
 from tests.twin.server import Refused, Twin, mounted
 from tests.twin.trees import Tree
@@ -115,13 +116,6 @@ def test_get_daxdev(kernel: FakeKernel, tree: Tree) -> None:
             kernel.call(Op.GET_DAXDEV, index, exact=280)
 
 
-def test_open_is_asked_once(kernel: FakeKernel, tree: Tree) -> None:
-    assert not kernel.no_open
-    kernel.close_file(kernel.open(kernel.resolve(b"sd/odd")))
-    assert kernel.no_open
-    assert kernel.no_flush
-
-
 # -- framing -----------------------------------------------------------------------------------------
 
 
@@ -189,7 +183,7 @@ def test_forget_of_anything(kernel: FakeKernel) -> None:
         kernel.send(Op.BATCH_FORGET, 0, Struct("<II").pack(1, 0) + pair.pack(nodeid, 3), no_reply=True)
     kernel.send(Op.BATCH_FORGET, 0, Struct("<II").pack(1 << 31, 0), no_reply=True)
     kernel.send(Op.BATCH_FORGET, 0, b"", no_reply=True)
-    kernel.forget_all([kernel.resolve(b"striped_32m"), kernel.resolve(b"sd/odd")])
+    kernel.forget(kernel.resolve(b"striped_32m"), kernel.resolve(b"sd/odd"))
 
 
 # -- changes that nobody can make ---------------------------------------------------------------------
@@ -414,6 +408,7 @@ def test_late_push(tree: Tree) -> None:
     with refused(errno.EIO):
         kernel.read(early, 0, 1)
     assert len(kernel.read(kernel.open(kernel.resolve(b"sd/eight")), 0, 10)) == 10
+    kernel.close_file(early)
     kernel.forget(early.inode)
     assert len(kernel.read(kernel.open(kernel.resolve(b"sd/odd")), 0, 10)) == 10
     assert twin.end() == 0

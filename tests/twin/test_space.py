@@ -2,7 +2,6 @@
 """New files on a device in famfs mode: their space is reached through files that the kernel maps for the server alone,
 and no two inodes ever stand for one page (findings 1.7, 1.8)."""
 
-import errno
 import json
 import os
 import threading
@@ -15,14 +14,14 @@ import pytest
 from famfs_server.daemon.control_client import ControlClient, FileRequest
 from famfs_server.omf import layout
 from tests.twin import trees
-from tests.twin.kernel import Inode, Op, OpenFile
+from tests.twin.connection import Op
+from tests.twin.kernel import Inode, OpenFile
 from tests.twin.maps import PAGE, PMD, Dialect
 from tests.twin.server import Twin
 
 END = layout.LOG_OFFSET + trees.LOG_LENGTH
 SIZE = END + 24 * PMD
 OLD = b"a former owner's bytes "
-SIZE_VALID = 0x48
 
 
 class Site:
@@ -48,7 +47,7 @@ class Site:
         self.run_directory = str(image.with_suffix(".run"))
 
     def create(self, name: bytes) -> OpenFile:
-        return self.kernel.create(self.kernel.root(), name)
+        return self.kernel.openat(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def on_device(self, inode: Inode) -> bytes:
         """The bytes that other hosts find where the map says that the file is."""
@@ -58,7 +57,7 @@ class Site:
 
     def reopen(self, name: bytes) -> OpenFile:
         """Open a file as the next program does, and check that the kernel maps it."""
-        opened = self.kernel.open(self.kernel.resolve(name), os.O_RDWR)
+        opened = self.kernel.openat(name, os.O_RDWR)
         assert opened.inode.map is not None
         assert not self.kernel.spaces, "nobody holds what the map shows"
         return opened
@@ -104,14 +103,14 @@ def test_every_way_to_make_a_file(every_site: Site) -> None:
     """ftruncate, fallocate, writing, and the tools: no old byte is ever seen, and what was written is on the device."""
     site, kernel = every_site, every_site.kernel
     sized = site.create(b"sized")
-    kernel.setattr(sized.inode, SIZE_VALID, size=PMD + 5, handle=sized.handle)
+    kernel.truncate(sized, PMD + 5)
     # It is logged, and its creator goes on writing and reading through the descriptor that has no map.
     assert kernel.read(sized, PMD, 100) == bytes(5)
     assert kernel.write(sized, 3, b"late") == 4
     assert kernel.read(sized, 0, 8) == b"\0\0\0late\0"
     kernel.close_file(sized)
     allocated = site.create(b"allocated")
-    kernel.call(Op.FALLOCATE, allocated.inode.nodeid, Struct("<QQQII").pack(0, 0, 70_000, 0, 0))
+    kernel.allocate(allocated, 0, 70_000)
     kernel.close_file(allocated)
     written = site.create(b"written")
     for step in range(5):
@@ -154,7 +153,7 @@ def test_map_waits_until_the_space_is_forgotten(site: Site) -> None:
     created = site.create(b"new")
     kernel.write(created, 0, b"data")
     kernel.close_file(created)
-    held = kernel.send(Op.GET_FMAP, created.inode.nodeid, b"")
+    held = kernel.send(Op.GET_FMAP, kernel.lookup(kernel.root(), b"new").nodeid, b"")
     # Nobody else waits for that.
     kernel.mkdir(kernel.root(), b"directory")
     other = site.create(b"other")
@@ -163,30 +162,13 @@ def test_map_waits_until_the_space_is_forgotten(site: Site) -> None:
     kernel.require_silence(0.05)
     assert not kernel.answered(held)
     (space, *_) = kernel.kept
-    kernel.forget(space)
+    kernel.close_file(space)
     error, _ = kernel.receive(held)
     assert error == 0
     for space in kernel.kept[1:]:
-        kernel.forget(space)
+        kernel.close_file(space)
     kernel.keep_spaces = False
     assert kernel.read(site.reopen(b"other"), 0, 20) == b"other data"
-
-
-def test_creator_goes_through_the_map_once_there_is_one(site: Site) -> None:
-    kernel = site.kernel
-    created = site.create(b"new")
-    kernel.setattr(created.inode, SIZE_VALID, size=PMD, handle=created.handle)
-    kernel.write(created, 0, b"first")
-    opened = site.reopen(b"new")
-    assert kernel.read(opened, 0, 5) == b"first"
-    # A request that was on its way when the map came: serving it would need a second inode for the pages.
-    body = Struct("<QQIIQII").pack(created.handle, 0, 3, 0, 0, 0, 0)
-    with pytest.raises(OSError, match="busy") as refused:
-        kernel.call(Op.WRITE, created.inode.nodeid, body + b"xyz", exact=8)
-    assert refused.value.errno == errno.EBUSY
-    assert kernel.write(created, 0, b"again") == 5
-    assert kernel.read(opened, 0, 5) == b"again"
-    kernel.close_file(created)
 
 
 def test_killed_worker(site: Site) -> None:
@@ -195,7 +177,7 @@ def test_killed_worker(site: Site) -> None:
     created = site.create(b"new")
     kernel.write(created, 0, b"before ")
     logged = site.create(b"logged")
-    kernel.setattr(logged.inode, SIZE_VALID, size=PMD, handle=logged.handle)
+    kernel.truncate(logged, PMD)
     site.twin.succeed()
     assert kernel.read(created, 0, 100) == b"before "
     assert kernel.write(created, 7, b"after") == 5
@@ -227,7 +209,7 @@ def test_space_that_is_used_up(site: Site) -> None:
     kernel = site.kernel
     first = site.create(b"first")
     with pytest.raises(OSError, match="No space left"):
-        kernel.setattr(first.inode, SIZE_VALID, size=25 * PMD, handle=first.handle)
+        kernel.truncate(first, 25 * PMD)
     kernel.write(first, 0, b"x" * 5000)
     kernel.close_file(first)
     client = ControlClient(site.run_directory)
@@ -238,7 +220,7 @@ def test_space_that_is_used_up(site: Site) -> None:
         error = site.beside(lambda: client.request("PUT", "/files", unsealed))
         assert "does not end with a newline" in str(error)
     last = site.create(b"last")
-    kernel.setattr(last.inode, SIZE_VALID, size=23 * PMD, handle=last.handle)
+    kernel.truncate(last, 23 * PMD)
     kernel.close_file(last)
     assert kernel.read(site.reopen(b"last"), 0, 23 * PMD) == bytes(23 * PMD)
     with pytest.raises(OSError, match="No space left"):

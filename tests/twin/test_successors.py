@@ -19,7 +19,8 @@ from famfs_server.daemon.control_client import ControlClient, ControlError
 from famfs_server.fuse.session import SessionRecord
 from famfs_server.omf import layout
 from tests.twin import trees
-from tests.twin.kernel import IN_HEADER, STOCK, Bit, Inode, Op
+from tests.twin.connection import IN_HEADER, STOCK, Bit, Op
+from tests.twin.kernel import Inode, OpenFile
 from tests.twin.maps import Dialect
 from tests.twin.server import Twin
 from tests.twin.trees import Tree
@@ -141,15 +142,25 @@ def await_idle(record: SessionRecord) -> None:
         time.sleep(0.001)
 
 
-def written(twin: Twin) -> Inode:
-    """A new file that is logged, and whose provisional nodeid the kernel knows."""
+def written(twin: Twin, lookups: int = 1) -> OpenFile:
+    """Somebody who holds the inode that a file was made as, by a nodeid that the kernel knows; the file is logged."""
     kernel = twin.kernel
-    file = kernel.create(kernel.root(), b"new")
+    file = kernel.openat(b"new", os.O_RDWR | os.O_CREAT)
+    held = kernel.hold(file.inode)
+    while file.inode.lookups < lookups:
+        kernel.lookup(kernel.root(), b"new")
     kernel.write(file, 0, b"data")
     kernel.close_file(file)
-    while file.inode.named:
+    while b"new" in kernel.dentries:
         assert kernel.pump(kernel.timeout), "the kernel is not told of its name"
-    return file.inode
+    return held
+
+
+def is_known(twin: Twin, nodeid: int) -> bool:
+    """Whether the server keeps a place for a nodeid that is not the log's."""
+    error, _ = twin.kernel.receive(twin.kernel.send(Op.GETATTR, nodeid, bytes(16)))
+    assert error in (0, errno.ESTALE)
+    return error == 0
 
 
 def dies_with_forget(twin: Twin, inode: Inode, count: int) -> None:
@@ -166,35 +177,34 @@ def dies_with_forget(twin: Twin, inode: Inode, count: int) -> None:
 
 
 def test_forget_that_was_in_hand_is_carried_out(twin: Twin) -> None:
-    inode = written(twin)
-    provisional = inode.nodeid
+    inode = written(twin).inode
+    assert is_known(twin, inode.nodeid)
     dies_with_forget(twin, inode, inode.lookups)
-    twin.kernel._evict(inode)
-    # As long as somebody seems to know it the file keeps that number, and the place that goes with it.
-    assert twin.kernel.lookup(twin.kernel.root(), b"new").nodeid < provisional
+    twin.kernel.lose_inode(inode)
+    assert not is_known(twin, inode.nodeid)
+    assert twin.kernel.lookup(twin.kernel.root(), b"new").nodeid < inode.nodeid
 
 
 def test_forget_that_was_in_hand_is_carried_out_once(twin: Twin) -> None:
-    inode = written(twin)
-    provisional = inode.nodeid
-    for _ in range(3):
-        twin.kernel.lookup(twin.kernel.root(), b"new")
+    held = written(twin, 4)
+    inode = held.inode
     for _ in range(2):
         dies_with_forget(twin, inode, 1)
         inode.lookups -= 1
         twin.succeed()
         assert twin.kernel.getattr(inode).size == 4
     assert inode.lookups == 2
-    assert twin.kernel.lookup(twin.kernel.root(), b"new").nodeid == provisional
-    twin.kernel.forget(inode)
-    assert twin.kernel.lookup(twin.kernel.root(), b"new").nodeid < provisional
+    twin.kernel.close_file(held)
+    assert not is_known(twin, inode.nodeid)
+    assert twin.kernel.lookup(twin.kernel.root(), b"new").nodeid < inode.nodeid
 
 
 def test_lookup_that_was_in_hand_is_counted_once(twin: Twin) -> None:
     """The worker has counted it, and dies before it can answer."""
     kernel = twin.kernel
-    inode = written(twin)
-    provisional = inode.nodeid
+    file = kernel.openat(b"new", os.O_RDWR | os.O_CREAT)
+    kernel.write(file, 0, b"data")
+    provisional = file.inode.nodeid
     record = record_of(twin.worker)
     unique = kernel.send(Op.LOOKUP, 1, b"new\0")
     kernel.lose(unique)
@@ -204,10 +214,30 @@ def test_lookup_that_was_in_hand_is_counted_once(twin: Twin) -> None:
     twin.succeed()
     error, payload = kernel.receive(unique)
     assert (error, entry(payload)) == (0, provisional)
-    inode.lookups += 1
-    kernel.forget(inode)
+    file.inode.lookups += 1
+    kernel.close_file(file)
+    while provisional in kernel.inodes:
+        assert kernel.pump(kernel.timeout), "the kernel is not told of its name"
+    assert not is_known(twin, provisional)
     assert kernel.lookup(kernel.root(), b"new").nodeid < provisional
     os.close(record.fd)
+
+
+def test_open_that_waits_outlives_its_worker(twin: Twin) -> None:
+    """Whoever opens a new file that somebody else has open still gets an answer, and does not count as an opener."""
+    kernel = twin.kernel
+    file = kernel.openat(b"new", os.O_RDWR | os.O_CREAT)
+    kernel.write(file, 0, b"data")
+    waiting = kernel.send(Op.OPEN, file.inode.nodeid, Struct("<II").pack(os.O_RDONLY, 0))
+    assert kernel.receive(kernel.send(Op.STATFS, 1, b""))[0] == 0
+    if not kernel.answered(waiting):
+        kernel.in_hand.append(waiting)
+    twin.succeed()
+    assert kernel.receive(waiting)[0] == (errno.EBUSY if kernel.famfs else 0)
+    if kernel.famfs:
+        kernel.close_file(file)
+        opened = kernel.openat(b"new")
+        assert (opened.inode.size, kernel.read(opened, 0, 10)) == (4, b"data")
 
 
 # -- kernels that cannot send again ------------------------------------------------------------------
