@@ -19,6 +19,7 @@ from uuid import UUID
 import pytest
 import trio
 
+import famfs_server
 from famfs_server import errors
 from famfs_server.daemon.control import ROUTES, ControlServer, Limits, listen
 from famfs_server.daemon.control_client import (
@@ -39,6 +40,7 @@ from famfs_server.volume.volume import NewFile, Volume
 
 HOST = UUID("f00dcafe-0102-4304-8506-0708090a0b0c")
 NOBODY = 65534
+CLOSED = "another user cannot read this checkout, which lies in a folder closed to others"
 LIMITS = Limits(header=4096, body=256 << 10, seconds=20, connections=8, watchers=2)
 
 
@@ -126,7 +128,7 @@ class Server:
                 signal.alarm(20)
                 os.setresgid(NOBODY, NOBODY, NOBODY)
                 os.setresuid(NOBODY, NOBODY, NOBODY)
-                outcome = str(act())
+                outcome = str(act()) if os.access(famfs_server.__file__, os.R_OK) else CLOSED
             except BaseException as error:
                 outcome = repr(error)
             finally:
@@ -136,6 +138,8 @@ class Server:
         with os.fdopen(read_end, "rb") as pipe:
             answer = pipe.read().decode()
         os.waitpid(pid, 0)
+        if answer == CLOSED:
+            pytest.skip(answer)
         return answer
 
     def is_well(self) -> bool:
