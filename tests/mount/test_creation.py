@@ -454,6 +454,7 @@ def test_empty_files_are_dropped(world: World) -> None:
     assert not exists(world.client / "empty")
     assert "empty" not in world.names()
     succeed("sh", "-c", 'echo full > "$1"', "sh", path)
+    assert wait_for(lambda: exists(world.client / "empty"))
     assert succeed("cat", world.client / "empty") == "full\n"
 
 

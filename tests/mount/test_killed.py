@@ -28,6 +28,8 @@ from harness import File, Site, hidden_connections, populate, run, succeed, wait
 LONG = bool(os.environ.get("FAMFS_TEST_LONG"))
 SAMPLE = 25
 """Calls of each process that are tried unless all are."""
+POLLS = 20
+"""Of a thread's waits only the first ones: how many there are depends on how busy the machine is."""
 IN_SUPERVISOR_ONLY = [("fsopen", 1), ("fsconfig", 1), ("fsconfig", 7), ("fsmount", 1), ("move_mount", 1)]
 
 pytestmark = pytest.mark.timeout(1200 if LONG else 120)
@@ -177,7 +179,7 @@ def record(stage: Stage, role: Role) -> list[tuple[str, int]]:
         thread, name = match[1] or "", match[2]
         counts[thread, name] += 1
         inside = inside or '"/dev/fuse"' in line
-        if inside:
+        if inside and (name != "poll" or counts[thread, name] <= POLLS):
             found[name, counts[thread, name]] = None
     return list(found)
 
