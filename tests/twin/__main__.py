@@ -79,8 +79,10 @@ def use(kernel: FakeKernel) -> None:
             continue
         try:
             file = kernel.open(inode)
-            print(f"= {inode.path!r} begins with {kernel.read(file, 0, 16).hex(' ', 4)}")
-            kernel.close_file(file)
+            try:
+                print(f"= {inode.path!r} begins with {kernel.read(file, 0, 16).hex(' ', 4)}")
+            finally:
+                kernel.close_file(file)
         except OSError as error:
             print(f"= {inode.path!r}: {error}")
         kernel.forget(inode)

@@ -120,7 +120,7 @@ class Device:
         """Whether nobody holds a lock."""
         with open(self.path, "r+b") as file:
             found = fcntl.fcntl(file.fileno(), fcntl.F_OFD_GETLK, lock)
-        return struct.unpack_from("h", found)[0] == fcntl.F_UNLCK
+        return bool(struct.unpack_from("h", found)[0] == fcntl.F_UNLCK)
 
     def close(self) -> None:
         """Unmap."""
@@ -830,30 +830,44 @@ class FakeKernel(Connection):
         """pread(2): from device memory where the file is mapped, by READ where it is not."""
         if file.inode.map:
             return b"".join(bytes(piece) for piece in self._pieces(file.inode, offset, length))
-        done = b""
-        while (count := min(length - len(done), self.max_write)) > 0:
-            body = IO_IN.pack(file.handle, offset + len(done), count, 0, 0, 0, 0)
-            done += (piece := self.call(Op.READ, file.inode.nodeid, body, most=count))
-            if len(piece) < count:
-                break
-        return done
+
+        def ask(start: int, count: int) -> bytes:
+            body = IO_IN.pack(file.handle, offset + start, count, 0, 0, 0, 0)
+            return self.call(Op.READ, file.inode.nodeid, body, most=count)
+
+        return b"".join(self._in_parts(length, ask))
 
     def write(self, file: OpenFile, offset: int, data: bytes) -> int:
         """pwrite(2), likewise; the number of bytes written, 0 at the end of a mapped file."""
-        done = 0
         if file.inode.map:
+            done = 0
             for piece in self._pieces(file.inode, offset, len(data)):
                 piece[:] = data[done : done + len(piece)]
                 done += len(piece)
             return done
-        while part := data[done : done + self.max_write]:
-            body = IO_IN.pack(file.handle, offset + done, len(part), 0, 0, 0, 0) + part
-            count, _ = Struct("<II").unpack(self.call(Op.WRITE, file.inode.nodeid, body, exact=8))
-            done += count
-            file.inode.size = max(file.inode.size, offset + done)
-            if count < len(part):
-                break
-        return done
+
+        def ask(start: int, count: int) -> bytes:
+            body = IO_IN.pack(file.handle, offset + start, count, 0, 0, 0, 0) + data[start : start + count]
+            written, _ = Struct("<II").unpack(self.call(Op.WRITE, file.inode.nodeid, body, exact=8))
+            file.inode.size = max(file.inode.size, offset + start + written)
+            return data[start : start + written]
+
+        return sum(map(len, self._in_parts(len(data), ask)))
+
+    def _in_parts(self, length: int, ask: Callable[[int, int], bytes]) -> Iterator[bytes]:
+        """What was read or written, by as many requests as it takes. One that falls short ends it, and so does one that
+        fails, which the caller hears of only if nothing was done before."""
+        for start in range(0, length, self.max_write):
+            count = min(length - start, self.max_write)
+            try:
+                part = ask(start, count)
+            except OSError:
+                if not start:
+                    raise
+                return
+            yield part
+            if len(part) < count:
+                return
 
     def truncate(self, file: OpenFile, size: int) -> None:
         """ftruncate(2)."""

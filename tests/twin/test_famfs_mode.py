@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device that the server may not map: superblock and log come through the mount, from a kernel that has maps."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -182,6 +183,10 @@ def test_opens_are_asked_for_where_files_can_be_new(host: UUID, words: Sequence[
     site.twin.succeed()
     assert int.from_bytes(kernel.read(kernel.openat(b".meta/.superblock"), 0, 8), "little") == layout.SUPERBLOCK_MAGIC
     assert (Op.OPEN in site.opcodes()) == asks
+    # Where it is not asked, the kernel refuses this itself: those files belong to a user that it has no place for.
+    with pytest.raises(PermissionError) as refused:
+        kernel.openat(b".meta/.log", os.O_RDWR)
+    assert refused.value.errno == (errno.EPERM if asks else errno.EACCES)
     assert site.twin.end() == 0
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from famfs_server.omf import layout
 from tests.twin import trees
-from tests.twin.kernel import STOCK, Bit, FakeKernel
+from tests.twin.connection import STOCK, Bit
+from tests.twin.kernel import FakeKernel
 from tests.twin.maps import Dialect
 from tests.twin.server import Refused, Twin
 
