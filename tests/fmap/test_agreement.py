@@ -28,7 +28,7 @@ from tests.fmap.sides import Played, Real
 from tests.fmap.volumes import DIALECTS, END_SECONDS, Volume
 
 LONG = bool(os.environ.get("FAMFS_TEST_LONG"))
-CALLS = 1000 if LONG else 40
+CALLS = 1000 if LONG else 25
 """On each mount."""
 MADE = {
     "simple": ("-s", "3m"),

@@ -55,7 +55,7 @@ from tests.fmap.raw_server import (
     striped,
 )
 
-CASES, SECONDS = (1500, 180) if os.environ.get("FAMFS_TEST_LONG") else (30, 9)
+CASES, SECONDS = (1500, 180) if os.environ.get("FAMFS_TEST_LONG") else (15, 4)
 """For each dialect."""
 USERS = Path("/sys/module/famfs/refcnt")
 CLIENTS = 3

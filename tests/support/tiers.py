@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 
 # Seconds, for two slow cores; together they stay below 45 minutes.
-LIMITS = {"lint": 90, "unit": 240, "twin": 300, "mount": 900, "fuzz": 120, "vm": 480, "fmap": 600, "dax": 900}
+LIMITS = {"lint": 90, "unit": 240, "twin": 300, "mount": 900, "fuzz": 120, "vm": 480, "fmap": 900, "dax": 900}
 LONG_FACTOR = 10
 
 # Never run unless named: it destroys what is on the device that FAMFS_TEST_DAX names.
